@@ -1,15 +1,11 @@
 """`make check-gpu` on a CPU: all checks run, a wrong model fails, an interrupted run continues."""
 
-import contextlib
-import io
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,46 +64,26 @@ def failed(made: Context) -> list[str]:
     return [each["name"] for each in made.report.comparisons if not each["passed"]]
 
 
-@dataclass(frozen=True)
-class WholeList:
-    """The folder of the results, what stood there after the kill, and the call that went on."""
-
-    out: Path
-    killed: dict[str, Any]
-    done: subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def whole_list(tmp_path_factory: pytest.TempPathFactory) -> WholeList:
-    """All checks with small models: a call killed in its third check, and one to the end."""
-    out = tmp_path_factory.mktemp("list") / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and "loss-43m" not in worker.read_json(out / JSON).get(
-        "checks", {}
-    ):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    killed, printed = entries(out), io.StringIO()
-    # In this process, whose fork server the other tests use too.
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--out", str(out)])
-        returncode = main()
-    return WholeList(out, killed, subprocess.CompletedProcess([], returncode, printed.getvalue()))
-
-
 @pytest.mark.slow
-def test_the_whole_list_passes_with_small_shapes(whole_list: WholeList) -> None:
-    """Prevents a bug that only a real GPU would meet, and a check skipped without a reason."""
-    out, done = whole_list.out, whole_list.done
-    assert done.returncode == 0, done.stdout
-    found = entries(out)
+def test_the_whole_list_passes_with_small_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a bug that only a real GPU would meet, and a check skipped without a reason.
+
+    The first check has passed in an earlier call, and the third was cut off in it.
+    """
+    out = tmp_path / "out"
+    # In this process, whose fork server the other tests use too.
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--out", str(out)])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [*sys.argv, "--only", "loss-3m"])
+        assert main() == 0
+    before = json.loads((out / JSON).read_text(encoding="utf-8"))
+    before["checks"]["loss-43m"] = {"begun": 1}
+    (out / JSON).write_text(json.dumps(before), encoding="utf-8")
+    capsys.readouterr()
+    assert main() == 0, capsys.readouterr().out
+    found, printed = entries(out), capsys.readouterr().out
     assert sorted(found) == sorted(check.name for check in CHECKS)
     for check in CHECKS:
         entry = found[check.name]
@@ -120,19 +96,10 @@ def test_the_whole_list_passes_with_small_shapes(whole_list: WholeList) -> None:
     assert (out / JSON).stat().st_size + (out / PAGE).stat().st_size < 200_000
     shards = out.with_name("out-work") / "shards"
     assert sum(file.stat().st_size for file in shards.iterdir()) < 10 * 2**20
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_with_what_is_left(whole_list: WholeList) -> None:
-    """Prevents verdicts that are lost with the process or computed twice."""
-    before, after = whole_list.killed, entries(whole_list.out)
-    assert before["loss-3m"]["verdict"] == "passed" and "environment" in before
-    assert before["loss-43m"] == {"begun": 1}
-    assert after["loss-3m"] == before["loss-3m"] and "loss-3m" not in whole_list.done.stdout
-    printed = [line.split()[0] for line in whole_list.done.stdout.splitlines()[1:]]
-    # The check that was cut off comes last.
-    assert sorted(printed) == sorted(after.keys() - {"environment", "loss-3m"})
-    assert printed[-1] == "loss-43m"
+    # Verdicts are not computed twice, and the check that was cut off comes last.
+    assert found["loss-3m"] == before["checks"]["loss-3m"]
+    names = [line.split()[0] for line in printed.splitlines()[1:]]
+    assert sorted(names) == sorted(found.keys() - {"loss-3m"}) and names[-1] == "loss-43m"
 
 
 def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_path: Path) -> None:

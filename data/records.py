@@ -47,7 +47,10 @@ class Conversation(Record):
     reference: str = ""
 
     def plain_text(self) -> str:
-        """Return reference, questions and answers, one below the other."""
+        """Return reference, questions and answers, joined by newlines.
+
+        Without a reference the first line is empty; deduplication ignores white space.
+        """
         texts = [self.reference]
         for turn in self.turns:
             texts += [turn.question, turn.answer]
@@ -62,7 +65,7 @@ class Summary(Record):
     title: str
 
     def plain_text(self) -> str:
-        """Return the article and its title, one below the other."""
+        """Return the article and its title, joined by a newline."""
         return f"{self.article}\n{self.title}"
 
 

@@ -44,10 +44,10 @@ class Records(Protocol[R_co]):
         """Return start and stop of each answer in the ids of record `index`, int32[k, 2]."""
 
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the spans of many records, int32[k, 2], and each one's first span, int64[n].
+        """Yield, for each shard, the spans of its n records, and where the spans of each begin.
 
-        The second array has indices into the first. All parts together have the spans of all
-        records, in their order.
+        The spans, int32[k, 2], are start and stop of each answer in the ids of its record. Those of
+        one record are consecutive; the second array, int64[n], has the index of its first span.
         """
 
 
@@ -156,7 +156,7 @@ class RecordList(Generic[R]):
         return self._spans[index]
 
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `Records`. All records are one part."""
+        """See `Records`. All records count as one shard."""
         if self._spans:
             counts = [len(spans) for spans in self._spans[:-1]]
             yield np.concatenate(self._spans), np.cumsum([0, *counts])

@@ -59,9 +59,9 @@ def write_predictions(
 
 
 def resolve_model_fields(path: Path, rows: list[dict[str, Any]]) -> dict[str, str | int]:
-    """Return the fields that name the model if all lines of the file `path` have the same ones.
+    """Return the MODEL_FIELDS of `rows`, lines of the file `path`, if all rows have the same ones.
 
-    Otherwise returns no fields, and prints that the model is unknown.
+    If the rows have none, or differ, return no fields and print that the model is unknown.
     """
     fields_by_row = []
     for row in rows:
@@ -73,7 +73,7 @@ def resolve_model_fields(path: Path, rows: list[dict[str, Any]]) -> dict[str, st
         fields_by_row.append(fields)
     if fields_by_row[0] and all(fields == fields_by_row[0] for fields in fields_by_row):
         return fields_by_row[0]
-    print(f"{path} does not say which model answered: the metrics have no step")
+    print(f"{path} does not say which model answered: the metrics name no checkpoint and no step")
     return {}
 
 

@@ -16,7 +16,7 @@ class StoryGenerator(DocumentGenerator):
     """Compose texts with a plot, in which later sentences refer to earlier ones."""
 
     def _story_values(self, person: Person) -> dict[str, str]:
-        """Draw the slots of a story about a person, in a year in which the person worked."""
+        """Draw the slot values of a story about a person, in a year in which the person worked."""
         values = {
             **person_values(self.world, person),
             **draw_indoor_spots(self.world, self.rng),
@@ -40,11 +40,15 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def journey(self, person: Person) -> SampleDocument:
-        """Compose a journey to a friend, on which what was packed is used or given away."""
+        """Compose a journey to a friend.
+
+        Of the four things packed, two help on the way and one is given away.
+        """
         friend = person.friend
         assert friend is not None
         destination, start = friend.workplace, person.workplace
-        # Friends who work in one place: start from home or, if that is the place too, next door.
+        # If both work in the same place, start from home; if home is there as well, from the place
+        # nearest to it.
         if start is destination:
             start = person.home
         if start is destination:
@@ -64,9 +68,10 @@ class StoryGenerator(DocumentGenerator):
             "邻": self.world.nearest_place(destination)["名字"],
         }
         if values["邻"] == values["甲"]:
-            # The place on the way must not be the start itself.
+            # The place on the way must not be the start itself: a pavilion that no table has.
             values["邻"] = "半山亭"
-        # An entry of the list is a thing and what happens with it on the way.
+        # An entry is a thing and the event on the way in which it helps, such as an umbrella and
+        # sudden rain: 雨伞：忽然下起了雨.
         for number, item in enumerate(luggage, 1):
             values[f"行{number}"], values[f"遇{number}"] = item.split("：")
         return SampleDocument(

@@ -54,9 +54,9 @@ class StudyGenerator:
         ]
 
     def _draw_values(self) -> dict[str, str]:
-        """Draw the slots of a study: attribute, object, two methods, aspect and place.
+        """Draw the slot values of a study: attribute, object, two methods, aspect and place.
 
-        Both methods belong to the generator's split, in pair with the object.
+        The pairs of either method with the object are in the generator's split (`split_of`).
         """
         rng = self.rng
         while True:

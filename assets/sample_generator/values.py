@@ -32,7 +32,7 @@ COLD_WEATHER = ("下雪天", "下霜天")
 
 
 def person_values(world: World, person: Person) -> dict[str, str]:
-    """Return the slots of a person for phrasings, by the name that a slot has in `text/*.txt`.
+    """Return the slot values of a person, by the name that a slot has in `text/*.txt`.
 
     名 and 人 are the full name, 短 the given name and 他 the pronoun; others are place, trade,
     teacher, friend and traits. 外乡 is set only for people who do not work where they were born,
@@ -94,7 +94,7 @@ def describe_terrain(place: Row) -> str:
 
 
 def trade_values(trade: Row) -> dict[str, str]:
-    """Return the slots of a craft for phrasings, by the name that a slot has in `text/*.txt`.
+    """Return the slot values of a craft, by the name that a slot has in `text/*.txt`.
 
     They are its name, place, two tools (具甲, 具乙), activity, trick (窍), virtue and steps (步1,
     步2, …); and material, product and measure word for a craft that makes things.
@@ -116,7 +116,7 @@ def trade_values(trade: Row) -> dict[str, str]:
 
 
 def place_values(world: World, place: Row) -> dict[str, str]:
-    """Return the slots of a place for phrasings, by the name that a slot has in `text/*.txt`.
+    """Return the slot values of a place, by the name that a slot has in `text/*.txt`.
 
     邻 is the nearest other place, 里 the distance to it, 景 the sight and 景龄 the sight's age.
     """
@@ -165,7 +165,7 @@ def random_count(rng: random.Random, low: int, high: int) -> str:
 
 
 def draw_indoor_spots(world: World, rng: random.Random) -> dict[str, str]:
-    """Draw the slots of three different spots in a house where something can be lost.
+    """Draw the slot values of three different spots in a house where something can be lost.
 
     处1, 处2 and 处3 are the spots in the order of the search; 处 is the last, where it is found.
     """
@@ -174,7 +174,10 @@ def draw_indoor_spots(world: World, rng: random.Random) -> dict[str, str]:
 
 
 def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
-    """Draw the slots of an occasion: date, season, weather (天), two counts (数, 几) and a year."""
+    """Draw the slot values of an occasion.
+
+    They are date, season, weather (天), two counts (数, 几) and a year.
+    """
     month, day = rng.randint(1, 12), rng.randint(1, 28)
     unlikely = COLD_WEATHER if 4 <= month <= 10 else ("闷热天",)
     weather = [name for name in world.word_lists["天气"] if name not in unlikely]

@@ -29,7 +29,7 @@ class Console:
     """Read messages and write text, with line editing and a history file on a terminal.
 
     A history file that cannot be used is ignored. All methods raise ConsoleError once input or
-    output fails.
+    output fails, and BrokenPipeError if the reader of the output has closed its pipe.
     """
 
     def __init__(self, history_file: Path) -> None:
@@ -68,7 +68,7 @@ class Console:
         return line
 
     def write(self, text: str) -> None:
-        """Write a piece of an answer to stdout and flush it."""
+        """Write a piece of an answer to stdout, control characters replaced, and flush it."""
         with _translate_console_errors():
             sys.stdout.write(text.translate(_CONTROL_REPLACEMENTS))
             sys.stdout.flush()
@@ -78,7 +78,7 @@ class Console:
         self.write(f"{text}\n")
 
     def write_note(self, text: str) -> None:
-        """Write a notice or an error to stderr."""
+        """Write a notice or an error to stderr, control characters replaced."""
         with _translate_console_errors():
             sys.stderr.write(f"{text.translate(_CONTROL_REPLACEMENTS)}\n")
             sys.stderr.flush()

@@ -11,7 +11,10 @@ from data.stored_records import Records
 
 
 class AnswerExamples:
-    """Records with a loss on their answers, cut after the last answer that fits a row."""
+    """Records with a loss on their answers, cut after the last answer that fits a row.
+
+    Implements `Examples`; all epochs have the same examples.
+    """
 
     def __init__(
         self, records: Records[Any], length: int, encode: Callable[[int], EncodedRecord]
@@ -38,8 +41,8 @@ class AnswerExamples:
         self.num_truncated = num_truncated
 
     def lengths(self, epoch: int) -> np.ndarray:
-        """Return the positions of each example, int64[n]; 0 if not even its first answer fits."""
-        # n + 1 ids make n positions.
+        """Return the number of positions of each example, int64[n]; 0: no answer fits a row."""
+        # The last id of an example is only a target, and makes no position.
         return np.maximum(self._stops - 1, 0)
 
     def example(self, index: int, epoch: int) -> Example:

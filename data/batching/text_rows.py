@@ -67,7 +67,8 @@ class TextPlan(EpochPlan):
         epoch, row_in_epoch = self._locate(row_number)
         order, ends, rows = self._load_epoch(epoch)
         num_tokens = int(ends[-1])
-        start = int(rows[row_in_epoch]) * self.length
+        stretch = int(rows[row_in_epoch])
+        start = stretch * self.length
         ids = self._read_stream(order, ends, start, min(start + self.length + 1, num_tokens))
         # The row at the end of the stream is filled up with the stream's beginning, which is read
         # several times if the whole stream is shorter than a row.

@@ -208,9 +208,14 @@ class Deduplicator:
         return labels
 
     def _mark_near_duplicates(self, file_name: str, labels: np.ndarray) -> None:
-        """Label the documents that are similar to a leader of their bucket in one band's file."""
+        """Label the documents that are similar to a leader of their bucket in one band.
+
+        `file_name` is the file of the band's keys. `labels`, uint8[documents], is changed in place.
+        """
+        # Each round has the buckets of one partition.
         for buckets in self._iter_buckets(file_name, width=1):
-            # Mapped again for every partition: a map keeps all pages that were ever touched.
+            # Mapped again for every partition: all pages that were touched through a map count as
+            # memory of the process as long as the map exists.
             signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(
                 -1, NUM_PERMUTATIONS
             )
@@ -219,9 +224,10 @@ class Deduplicator:
                     labels[duplicates] = NEAR_DUPLICATE
 
     def _mark_exact_duplicates(self, labels: np.ndarray) -> None:
-        """Label the documents whose digest an earlier document has."""
+        """Label the documents whose digest an earlier document has, in `labels`, in place."""
         # The buckets share the first half of their digests, so only the second is compared here.
         for buckets in self._iter_buckets("digests", width=2):
+            # Mapped again for every partition, as in `_mark_near_duplicates`.
             digests = np.memmap(self._folder / "digests", dtype=np.uint64, mode="r").reshape(-1, 2)
             for bucket in buckets:
                 _, first_indices = np.unique(digests[bucket, 1], return_index=True)

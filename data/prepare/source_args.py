@@ -86,7 +86,7 @@ def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], li
                 raise UserError(
                     f"--source takes one name, not {given}; one of {', '.join(SOURCES)}"
                 )
-            find_source(values[0])
+            find_source(values[0])  # raises UserError for an unknown source
             groups.append((values[0], [], []))
         elif token in ("--input", "--dev"):
             if not groups:

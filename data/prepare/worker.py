@@ -96,6 +96,7 @@ def _build_unit(index: int, source: str, records: list[RawItem], split: str | No
     """Return a unit with a digest over source, split, and place and content of every record."""
     hasher = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
+        # A BadRecord has no bytes, but a reason.
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
         # With the length, so that no two lists of records give the same bytes.
         header = f"\0{record.file}\0{record.line}\0{len(body)}\0"

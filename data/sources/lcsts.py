@@ -42,7 +42,7 @@ _WHITESPACE = " \t\r\n"
 _UNCLOSED_PROBLEM = "this <doc> is not closed"
 
 
-def _is_lcsts_file(path: Path, file_head: bytes) -> bool:
+def _is_lcsts_file(_path: Path, file_head: bytes) -> bool:
     """Return whether a file that begins with these bytes is one of the native PART files."""
     return file_head.lstrip().startswith(_DOC_START) and b"<short_text>" in file_head
 

@@ -19,13 +19,15 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 def parse_openai(data: bytes) -> Conversation:
     """Return the messages as turns; a system text becomes the beginning of the first question.
 
-    Raises SchemaError for tool calls, for content other than text, and for unknown roles.
+    Raises SchemaError if there is no list of messages, for tool calls, for content other than text,
+    for unknown roles, and as `build_conversation` does.
     """
     raw_messages = parse_json_object(data).get("messages")
     if not isinstance(raw_messages, list):
         raise SchemaError(
             f"field 'messages' is {type(raw_messages).__name__}, not a list of messages"
         )
+    # `build_conversation` joins a system text with the question after it.
     messages: list[Message] = []
     for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):
@@ -33,7 +35,10 @@ def parse_openai(data: bytes) -> Conversation:
         speaker = resolve_speaker(message.get("role"), SPEAKER_BY_ROLE, number)
         if message.get("tool_calls") or message.get("function_call"):
             raise SchemaError(f"message {number} calls a tool")
-        messages.append((speaker, _message_text(message.get("content"), number)))
+        text = _message_text(message.get("content"), number)
+        # An empty system text is not a question: the assistant may speak first after it.
+        if message["role"] not in ("system", "developer") or text.strip():
+            messages.append((speaker, text))
     return build_conversation(messages)
 
 

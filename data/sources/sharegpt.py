@@ -20,8 +20,8 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 def parse_sharegpt(data: bytes) -> Conversation:
     """Return the messages as turns; a system text becomes the beginning of the first question.
 
-    Raises SchemaError for roles other than human, assistant and system, such as a tool, and for a
-    message without text.
+    Raises SchemaError if there is no list of messages, for a message without text, for roles other
+    than human, assistant and system, such as a tool, and as `build_conversation` does.
     """
     row = parse_json_object(data)
     raw_messages = row.get("conversations")
@@ -29,9 +29,10 @@ def parse_sharegpt(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
         )
+    # `build_conversation` joins a system text with the question after it.
     messages: list[Message] = []
-    if row.get("system") is not None:
-        messages.append(("human", require_text(row, "system")))
+    if row.get("system") is not None and (system_text := require_text(row, "system").strip()):
+        messages.append(("human", system_text))
     for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):
             raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
@@ -39,7 +40,9 @@ def parse_sharegpt(data: bytes) -> Conversation:
         text = message.get("value")
         if not isinstance(text, str):
             raise SchemaError(f"message {number} has no text in 'value'")
-        messages.append((speaker, text))
+        # An empty system text is not a question: the assistant may speak first after it.
+        if message["from"] != "system" or text.strip():
+            messages.append((speaker, text))
     return build_conversation(messages)
 
 

@@ -31,7 +31,8 @@ def parse_text(data: bytes) -> Document:
         ) from None
 
 
-def _is_text_file(path: Path, file_head: bytes) -> bool:
+def _is_text_file(path: Path, _file_head: bytes) -> bool:
+    """Return whether the name of a file ends as that of a plain text does."""
     return has_text_suffix(path)
 
 

@@ -33,7 +33,7 @@ class InferenceModel(Protocol):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Process ids[R, T] after the filled part of the cache; return hidden[R, D] of the last.
+        """Process ids[R, T] after those in the cache; return hidden[R, D] of the last position.
 
         `positions`[R, T] default to counting up from the cache's length. A bool
         `mask`[R or 1, 1, T, S] (True: may attend) replaces the causal mask, and is required if

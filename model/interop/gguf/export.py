@@ -75,8 +75,9 @@ def write_gguf(
         template: the chat template of `jinja_template`, for Ollama, which cannot read Jinja.
             Default: the project's own.
 
-    Raises UserError if llama.cpp would give other ids, if f16 cannot hold the weights, or if `file`
-    or the Modelfile exists and is not an earlier export.
+    Prints another note if the file cannot name all stop ids. Raises UserError if llama.cpp would
+    encode texts as other ids than `tokenizer` does, if f16 cannot hold the weights, or if `file` or
+    the Modelfile exists and is not an earlier export.
     """
     check_output_file(file)
     template = template or Template()
@@ -97,8 +98,11 @@ def write_gguf(
                 writer.add_chat_template(vocabulary.rename_special_tokens(jinja_template))
             # The format has all descriptions of tensors first, and then their data.
             for key, tensor in tensors.items():
-                size = prod(gguf.quant_shape_to_byte_shape(tensor.shape, types[key]))
-                writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, types[key])
+                num_bytes = prod(gguf.quant_shape_to_byte_shape(tensor.shape, types[key]))
+                # The type stored is the last argument. float32 only says that the shape counts
+                # numbers; with uint8 it would count bytes.
+                shape_dtype = np.dtype(np.float32)
+                writer.add_tensor_info(key, tensor.shape, shape_dtype, num_bytes, types[key])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

@@ -69,12 +69,9 @@ def build_imported_vocabulary(tokenizer: ImportedTokenizer, vocab_size: int) -> 
                 f"its added token {token['content']!r} strips white space or matches whole words "
                 "only"
             )
-    # Of a merge that is listed twice, the first rank counts.
-    merges: MergeRanks = {}
-    for pair in model["merges"]:
-        # Older files write a pair as one string.
-        left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
-        merges.setdefault((left, right), len(merges))
+    # `tokenizers` writes each merge once, as a pair. Of a merge that the original file lists twice,
+    # it keeps the last rank, where llama.cpp would keep the first.
+    merges: MergeRanks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
     if model.get("byte_fallback"):
         vocabulary = _build_sentencepiece_vocabulary(tokenizer, merges, vocab_size)
     else:
@@ -209,7 +206,7 @@ def _last_merge_rank(text: str, merges: MergeRanks, vocab: dict[str, int]) -> in
 
 
 def _build_single_word_check(definition: dict[str, Any]) -> Callable[[str], bool]:
-    """Return a function that returns whether pre-tokenization leaves a text as one word."""
+    """Return a function that tells whether pre-tokenization leaves a text as one word."""
     # Imported here because only imported models need it.
     import tokenizers
 

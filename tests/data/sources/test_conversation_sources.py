@@ -344,6 +344,22 @@ def test_leading_assistant_message_gets_empty_question() -> None:
     assert turns("sharegpt", row) == [("", "你好"), ("问", "答")]
 
 
+@pytest.mark.parametrize("system_text", ["", " \n"])
+def test_empty_system_text_is_no_question(system_text: str) -> None:
+    """Prevents conversations that the assistant begins from being quarantined."""
+    greeting = {"from": "gpt", "value": "你好"}
+    row = {"conversations": [{"from": "system", "value": system_text}, greeting]}
+    assert turns("sharegpt", row) == [("", "你好")]
+    row = {"system": system_text, "conversations": [greeting]}
+    assert turns("sharegpt", row) == [("", "你好")]
+    for role in ("system", "developer"):
+        messages = [
+            {"role": role, "content": system_text},
+            {"role": "assistant", "content": "你好"},
+        ]
+        assert turns("openai", {"messages": messages}) == [("", "你好")]
+
+
 def test_openai_content_is_string_or_text_parts() -> None:
     """Prevents messages of several text parts from being refused."""
     parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]

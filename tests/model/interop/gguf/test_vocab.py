@@ -288,6 +288,16 @@ def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any
     assert build_vocabulary(loaded, 700) == build_vocabulary(complete, 700)
 
 
+def test_merge_listed_twice_has_its_last_rank(byte_level: dict[str, Any]) -> None:
+    """Prevents llama.cpp, which takes the first rank, from giving other ids."""
+    merges = byte_level["model"]["merges"]
+    plain = {**byte_level["model"], "ignore_merges": False}
+    repeated = imported({**byte_level, "model": {**plain, "merges": [*merges, merges[0]]}})
+    moved = imported({**byte_level, "model": {**plain, "merges": [*merges[1:], merges[0]]}})
+    assert build_vocabulary(repeated, 700) == build_vocabulary(moved, 700)
+    assert build_vocabulary(moved, 700).merges[-1] == " ".join(merges[0])
+
+
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
 

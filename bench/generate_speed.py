@@ -26,7 +26,8 @@ WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
 BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
-# Contender, precision, and the batch sizes that it decodes.
+# An entrant is what one process measures: a contender, the precision of its weights, and the batch
+# sizes that it decodes.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
     ("transformers", "fp32", (1, BATCH_ROWS)),
     ("llama-cpp", "fp32", (1,)),
@@ -67,7 +68,10 @@ class Measurement:
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """Return `batch` random prompts, of `length` / 4 to `length` ids; a single one has `length`."""
+    """Return `batch` prompts: a bos each, then random ids, the same in every call.
+
+    Their lengths rise evenly from `length` / 4 to `length` ids; a single prompt has `length`.
+    """
     rng = np.random.default_rng(SEED)
     lengths = [length]
     if batch > 1:
@@ -266,8 +270,12 @@ def resolve_entrants(names: Sequence[str]) -> list[int]:
 def compare_decoding(options: GenerateSpeedOptions) -> None:
     """Measure the contenders in rounds, print the comparison, and write the `--json` file.
 
-    With `--only_entrant`, which starts each of those processes, measure that entrant once in this
-    process and print the measurements as JSON.
+    Each entrant is measured in a process of its own, which is this command with `--only_entrant`:
+    with that option, measure ENTRANTS[only_entrant] once in this process and print its measurements
+    as JSON.
+
+    Raises UserError for an unknown contender, if one of the processes fails, or if the contenders
+    generate different ids (`check_equal_ids`).
     """
     if options.only_entrant is not None:
         measurements = run_round(
@@ -279,7 +287,7 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
         )
         print(json.dumps([asdict(measurement) for measurement in measurements]))
         return
-    # The parent process needs them only here, to write the weights.
+    # Imported here because only the parent process writes the weights.
     from safetensors.torch import save_file
 
     from model.llama import Llama

@@ -175,8 +175,11 @@ def check_contenders(names: Sequence[str]) -> None:
 def compare_training(options: TrainSpeedOptions) -> None:
     """Measure the contenders in rounds, print the comparison, and write the `--json` file.
 
-    With `--only_contender`, which starts each of those processes, measure that contender once in
-    this process and print the result as JSON.
+    Each measurement runs in a process of its own, which is this command with `--only_contender`:
+    with that option, measure that contender once in this process and print the result as JSON.
+
+    Raises UserError for a contender that is unknown or not installed, if one of the processes
+    fails, or if the losses differ (`check_equal_losses`).
     """
     if options.only_contender:
         one_round = run_round(options.only_contender, options.task_folder, options.threads)

@@ -101,7 +101,8 @@ def capability_hint(loaded: LoadedModel) -> str | None:
         return None  # an export, or a run whose data is gone: nothing is known about its training
     # Text that is replayed during fine-tuning does not teach a model to converse.
     hints = [shards.kind.chat_hint for shards in shard_sets if not shards.kind.is_text]
-    # A kind without a hint is conversations: one such set is enough.
+    # A kind without a hint teaches a model to converse, and one such set is enough. Of several
+    # hints the first is shown.
     return hints[0] if hints and all(hints) else None
 
 

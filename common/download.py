@@ -362,7 +362,11 @@ def _read_state(part_path: Path) -> dict[str, Any]:
 
 
 def _response_validator(response: Any) -> str | None:
-    """Return the header value that identifies this version of the file (RFC 9110, If-Range)."""
+    """Return the header value that identifies this version of the file, or None without one.
+
+    It is what a later request sends as If-Range (RFC 9110, section 13.1.5): the ETag or, if there
+    is no strong one, the Last-Modified date.
+    """
     etag = response.headers.get("ETag")
     # If-Range does not accept weak ETags, which do not guarantee identical bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")

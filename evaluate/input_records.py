@@ -15,9 +15,11 @@ R = TypeVar("R", bound=Record)
 
 
 def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
-    """Return an iterable over the usable records of native files in the format of `source`.
+    """Return the usable records of native files in the format of `source`, to iterate over once.
 
-    `inputs` are files, folders or glob patterns.
+    Usable are those that the source neither skips on purpose nor fails to read; the others are
+    counted. `inputs` are files, folders or glob patterns. Raises UserError if the source is unknown
+    or an input has no files.
     """
     reader = find_source(source)
     paths = expand_inputs(list(inputs))

@@ -320,7 +320,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config_from_preset(name: str, vocab_size: int, **changes: Any) -> LlamaConfig:
-    """Return a preset with `changes` of fields. Raises UserError if the preset is unknown."""
+    """Return a preset with `changes` of fields.
+
+    Raises UserError if the preset is unknown, or if no model can have the changed config.
+    """
     if name not in PRESETS:
         raise UserError(
             f"--model.preset {name}: unknown preset; the presets are {', '.join(PRESETS)}"

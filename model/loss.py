@@ -156,14 +156,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Overwrite logits[n, V] = x @ weight.T with their gradient; return the sum of the losses.
 
-    The gradient is softmax(logits) - onehot(targets). All tensors are fp32.
+    The gradient is softmax(logits) - onehot(targets). x[n, D], weight[V, D], targets[n]. All but
+    the targets (int64) are fp32.
     """
     index = targets.unsqueeze(1)
     torch.softmax(logits, dim=-1, out=logits)
     probabilities = logits.gather(1, index)
     # The logarithm of a probability is accurate unless the probability underflows, as it does only
-    # for a broken model. The logits are overwritten by now, so they are computed again. On a GPU
-    # the check would wait for the device.
+    # for a broken model. Then the loss needs the logits again, which are overwritten by now. On a
+    # GPU that check would wait for the device: there the loss of a target is at most
+    # -log(_MIN_PROBABILITY), 69 nats.
     if logits.device.type == "cpu" and bool((probabilities < _MIN_PROBABILITY).any()):
         loss = F.cross_entropy(x @ weight.T, targets, reduction="sum")
     else:

@@ -106,12 +106,12 @@ class DialogueGenerator(QuestionGenerator):
         )()
 
     def _question_task(self) -> Instruction:
-        """Return a question about the world, without input, and its answer."""
+        """Return a question about the world, an empty input, and the answer."""
         question, answer = self.random_pairs()[0]
         return question, "", answer
 
     def _small_talk_task(self) -> Instruction:
-        """Return a line of small talk, without input, and its answer."""
+        """Return a line of small talk, an empty input, and the answer."""
         question, answer = self.small_talk()
         return question, "", answer
 
@@ -133,12 +133,12 @@ class DialogueGenerator(QuestionGenerator):
         return self.expand_chat("令.抽" + slot, values), text, values[slot]
 
     def _listing_task(self) -> Instruction:
-        """Return a request to list what a place is known for, without input, and the list."""
+        """Return a request to list what a place is known for, an empty input, and the list."""
         values = place_values(self.world, self.rng.choice(self.world.places))
         return self.expand_chat("令.列", values), "", self.expand_chat("答.列", values)
 
     def _arithmetic_task(self) -> Instruction:
-        """Return a question about the change of a purchase, without input, and the solution."""
+        """Return a question about the change of a purchase, an empty input, and the solution."""
         person = self.rng.choice(self.world.people)
         count, price = self.rng.randint(2, 6), self.rng.randint(2, 9)
         cost = count * price
@@ -194,7 +194,7 @@ class DialogueGenerator(QuestionGenerator):
         )
 
     def _writing_task(self) -> Instruction:
-        """Return a request to describe a place or to tell a fable, without input, and the text."""
+        """Return a request to describe a place or tell a fable, an empty input, and the text."""
         if self.rng.random() < 0.5:
             place = self.rng.choice(self.world.places)
             article = self.story_generator.place(place)

@@ -194,7 +194,7 @@ def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
 
 
 def to_numeral(value: int) -> str:
-    """Return a number below 30 in Chinese numerals as in dates: 12 → 十二, 28 → 二十八."""
+    """Return a number from 0 to 99 in Chinese numerals, as in dates: 12 → 十二, 28 → 二十八."""
     tens, ones = divmod(value, 10)
     numeral = ""
     if tens:

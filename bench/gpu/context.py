@@ -73,6 +73,18 @@ class Context:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def reset_peak_memory(self) -> None:
+        """Count the peak of the GPU memory from here on; cached blocks are freed before."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the peak of the allocated GPU memory since the reset; None on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return None
+
 
 def build_model(config: LlamaConfig, device: torch.device, *, seed: int = 0) -> Llama:
     """Return a model in training mode with the same random weights on every device.

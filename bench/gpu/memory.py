@@ -43,10 +43,8 @@ def micro_batch(context: Context, memory_gb: str) -> None:
     report.figure("chosen", f"{compute_plan.precision}, {compute_plan.loss_path} loss, {mode}")
     report.figure("planned", planned_bytes / 1e9, "GB")
     step = TrainingStep(model, compute_plan, length, rows)
-    if is_cuda:
-        # What the search allocated must not count as the peak of training.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    # What the search allocated must not count as the peak of training.
+    context.reset_peak_memory()
     # Two steps, because the optimizer allocates its state in the first.
     for _ in range(2):
         step()

@@ -124,9 +124,10 @@ def measure_training_speed(context: Context, train_step: TrainingStep) -> float:
 def training(context: Context, name: str, mode: str) -> None:
     """Measure the training throughput of the model `name`, and compare it with two limits.
 
-    `mode` is "eager" or "compiled". The limits are those of a device bound by its matmul rate and
-    by its memory bandwidth. The precision, the micro-batch and the loss path are those that
-    `train.pretrain` would choose. Raises NotRun if torch.compile does not work on this machine.
+    `mode` is "eager" or "compiled". One limit is the throughput at which the matmul rate of the
+    device would be used up, the other that at which its memory bandwidth would be. The precision,
+    the micro-batch and the loss path are those that `train.pretrain` would choose. Raises NotRun if
+    torch.compile does not work on this machine.
     """
     report, device, is_compiled = context.report, context.device, mode == "compiled"
     rows, length = (2, 32) if context.is_small else (ROWS, LENGTH)
@@ -146,7 +147,11 @@ def training(context: Context, name: str, mode: str) -> None:
         raise NotRun("torch.compile does not work here; its reason is in the log of this check")
     precision, dtype = compute_plan.precision, DTYPES[compute_plan.precision]
     train_step = TrainingStep(model, compute_plan, length, rows)
+    # The search tries larger micro-batches than the chosen one, which do not count.
+    context.reset_peak_memory()
     speed = measure_training_speed(context, train_step)
+    # Read before the rates are measured: that allocates tensors of its own.
+    peak_bytes = context.peak_memory_bytes()
     report.figure("tokens/s", speed)
     report.figure(
         "micro-batch",
@@ -161,11 +166,11 @@ def training(context: Context, name: str, mode: str) -> None:
     bandwidth = memory_bandwidth(context)
     report.figure("bytes per token, at least", moved_bytes / 1e6, "MB")
     report.figure("share of the bandwidth", 100 * speed * moved_bytes / bandwidth, "%")
-    # The throughput of a step that is only compute-bound, and of one that is only bandwidth-bound.
+    # The throughput of a step that is bound by the matmuls alone, and by the memory alone.
     report.figure("limit of arithmetic", matmul_rate / flops_per_token, "tokens/s")
     report.figure("limit of bandwidth", bandwidth / moved_bytes, "tokens/s")
-    if device.type == "cuda":
-        report.figure("peak memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+    if peak_bytes is not None:
+        report.figure("peak memory", peak_bytes / 1e9, "GB")
 
 
 def decoding(context: Context) -> None:
@@ -203,9 +208,10 @@ def decoding(context: Context) -> None:
 def time_decode(
     context: Context, model: Llama, prompts: list[list[int]], num_new: int
 ) -> tuple[float, float]:
-    """Return the seconds of the prefill and of the decode steps for all other new ids together.
+    """Return the seconds of the prefill, and of all decode steps after it together.
 
-    The prefill includes the allocation of the KV cache and the first new id of every row.
+    The prefill includes the allocation of the KV cache and the first of the `num_new` ids of every
+    row; each decode step adds one id per row.
     """
     context.synchronize()
     start_time = time.perf_counter()

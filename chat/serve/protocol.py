@@ -233,9 +233,9 @@ def conversation_from_messages(messages: list[Message]) -> RequestConversation:
 
 
 def _check_message(message: Message, name: str, expected_role: str) -> None:
-    """Raise ProtocolError unless a message has the expected role, and a text if it is the user's.
+    """Raise ProtocolError (400) if a message has an unexpected role, or is the user's and blank.
 
-    `name` is the field of the request that holds the message, for errors.
+    `name` is the path of the message in the request, such as `messages[1]`, for errors.
     """
     if message.role in ("system", "developer"):
         raise ProtocolError(

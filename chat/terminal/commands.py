@@ -64,7 +64,11 @@ def _show_help(session: Session, console: Console, argument: str) -> None:
 
 
 def _set_reference(session: Session, console: Console, argument: str) -> None:
-    """Show the reference, clear it (off), or replace it by a file (@FILE) or by the argument."""
+    """Show the reference if there is no argument; otherwise start a conversation with a new one.
+
+    `off` or `关` stands for no reference, `@FILE` for the text of a file, and any other argument is
+    the reference itself. Raises ChatError if the file cannot be used.
+    """
     if not argument:
         console.write_line(session.conversation.reference or "当前没有资料")
     elif argument.lower() in ("off", "关"):

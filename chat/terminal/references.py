@@ -25,7 +25,7 @@ def load_reference_file(session: Session, console: Console, path: Path) -> None:
     try:
         # utf-8-sig: editors on Windows begin UTF-8 files with a byte order mark.
         text = read_limited(path, MAX_REFERENCE_BYTES).decode("utf-8-sig")
-    except UserError:
+    except UserError:  # only because of the size
         raise ChatError(
             f"{path}：文件超过 {MAX_REFERENCE_BYTES >> 20} MB，请只截取需要的部分"
         ) from None

@@ -215,15 +215,17 @@ def _work_folder_path(out: Path) -> Path:
 def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Lock and yield the folder of unfinished work beside `out`, created if it is missing.
 
-    `plan.json` records the settings of the work. Finished units in `parts` are kept if the settings
-    are the same, and deleted if only the code version differs. Raises UserError if another process
-    is preparing `out`, or if the folder belongs to a preparation with other options.
+    `plan.json` records the settings of the work. The units of records that an interrupted
+    preparation has finished, in `parts`, are kept if the settings are the same, and deleted if only
+    the code version differs. Raises UserError if another process is preparing `out`, or if the
+    folder belongs to a preparation with other settings, such as options or the tokenizer.
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     busy_message = f"--out {out}: another process is preparing it right now"
     with exclusive_lock(work / "lock", busy_message):
-        # Inputs are not compared: a unit is reused only if its records are the same.
+        # Inputs are not compared: `load_unit_manifest` reuses a unit only if its records are the
+        # same.
         expected_plan = {**settings, "unit_bytes": UNIT_BYTES}
         plan_path = work / "plan.json"
         changed = changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
@@ -238,8 +240,8 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
-        # What `atomic_folder` leaves behind if it is killed: halves of units, and beside `out`
-        # half of the set, or the set that was being replaced.
+        # What `atomic_folder` leaves behind if it is killed: half-written units, and beside `out` a
+        # half-written set, or the set that was being replaced.
         remove_temporary_files(work / "parts")
         remove_temporary_files(out.parent, f".{glob.escape(out.name)}.????????.*")
         with name_path_in_errors(work):

@@ -138,10 +138,11 @@ def _generate_summaries(
 def _score_rows(
     run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
 ) -> EvalResult:
-    """Score the prediction of each row against its reference.
+    """Score the prediction of each row against its reference by ROUGE, and return the result.
 
-    `run_label` says what is scored on which files, `provenance` names the model and its decoding
-    options, and `device` is the torch.device of the model, if there is one.
+    It has the lines to print, the metrics of all rows, and the rows with their scores. `run_label`
+    says what is scored on which files, `provenance` names the model and its decoding options, and
+    `device` is the torch.device of the model, if there is one.
     """
     with progress_bar("scoring", len(rows), "examples") as bar:
         table = RougeTable.from_predictions(

@@ -175,9 +175,9 @@ def _load_tokenizer(
 
 
 def _read_chat_template(folder: Path, tokenizer: ImportedTokenizer) -> Any:
-    """Return the Jinja source in a folder, a list of several named ones, or None.
+    """Return the Jinja source of a folder's chat template, a list of named ones, or None.
 
-    Raises UserError if `chat_template.jinja` is not UTF-8.
+    Raises UserError if `chat_template.jinja` is too large or not UTF-8.
     """
     # transformers prefers the file to the entry in tokenizer_config.json.
     file = folder / _CHAT_TEMPLATE_FILE

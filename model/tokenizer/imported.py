@@ -183,7 +183,10 @@ class ImportedTokenizer(Tokenizer):
     def check(self, path: Path) -> None:
         """Raise UserError, naming `path`, if the rest of the project could not use the tokenizer.
 
-        It must decode every id, encode every text, and never encode user text as special tokens.
+        Its ids and the length of its pieces must be within limits, and bos and eos in its
+        vocabulary. It must decode every id, encode every text, and never encode user text as
+        special tokens. If it cannot encode every text, the error is the plain `Exception` of
+        `tokenizers`, for which `parse_imported_tokenizer` raises a UserError.
         """
         used_ids = set(self._vocab.values())
         if self.vocab_size > _MAX_IDS_PER_TOKEN * len(used_ids):
@@ -206,7 +209,8 @@ class ImportedTokenizer(Tokenizer):
                 f"{path}: its decoder is not supported; expected a byte-level or a SentencePiece "
                 "tokenizer"
             )
-        # A model without an unknown token raises at the first character outside its vocabulary.
+        # Without an unknown token or byte fallback, `tokenizers` raises an Exception at a character
+        # outside the vocabulary.
         self.encode(_OUT_OF_VOCAB_TEXT)
         # User text may be encoded as the unknown token.
         special_ids = set(self.special_tokens.values()) - {self.unk_id}

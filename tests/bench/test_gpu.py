@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import decoding, equality, runs, worker
+from bench.gpu import decoding, equality, runs, speed, worker
 from bench.gpu.__main__ import main
 from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.context import Context, build_model
@@ -332,6 +332,32 @@ def test_bytes_of_a_token_are_those_of_its_matmuls() -> None:
     )
     matrices = [(8, 8), (8, 4), (8, 4), (8, 8), (8, 20), (8, 20), (20, 8)] * 3 + [(8, 100)]
     assert bytes_per_token(config, 2) == 2 * 3 * sum(map(sum, matrices))
+
+
+def test_peak_memory_of_training_is_that_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Prevents the largest micro-batch of the search, or a measured rate, from being the peak."""
+    peak = [0.0]
+
+    def allocate(name: str, gigabytes: float) -> None:
+        function = getattr(speed, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            peak[0] = max(peak[0], gigabytes * 1e9)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(speed, name, call)
+
+    allocate("autotune", 70)
+    allocate("measure_training_speed", 6)
+    allocate("memory_bandwidth", 50)
+    monkeypatch.setattr(Context, "reset_peak_memory", lambda self: peak.__setitem__(0, 0.0))
+    monkeypatch.setattr(Context, "peak_memory_bytes", lambda self: peak[0])
+    made = context(tmp_path)
+    speed.training(made, "3m", "eager")
+    found = {figure["name"]: figure["value"] for figure in made.report.figures}
+    assert found["peak memory"] == 6
 
 
 def test_a_process_that_dies_is_named_by_its_signal() -> None:

@@ -36,9 +36,10 @@ def resolve_model_config(
 
 
 def _build_model_config(options: ModelOptions, tokenizer: Tokenizer) -> LlamaConfig:
-    """Return the config of a preset with the changes of the options and the tokenizer's ids.
+    """Return a preset's config with the changes of the options.
 
-    Raises UserError if a model of this size does not fit in memory.
+    The vocabulary size and the bos and eos ids are those of the tokenizer. Raises UserError if no
+    model can have this config, or if a model of this size does not fit in memory.
     """
     overrides: dict[str, Any] = options.preset_overrides()
     config = config_from_preset(options.preset, tokenizer.vocab_size, **overrides)

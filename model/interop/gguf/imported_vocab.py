@@ -19,7 +19,7 @@ from common.errors import UserError
 from model.interop.gguf.vocab import (
     GGUFVocabulary,
     check_merges,
-    is_merge_result,
+    is_reachable,
     normal_texts,
     unused_piece,
 )
@@ -103,7 +103,7 @@ def _build_sentencepiece_vocabulary(
                 piece = piece._replace(score=-float(rank))
         pieces.append(piece)
     normal = normal_texts(pieces)
-    pieces, names = _rename_special_tokens(pieces, lambda text: is_merge_result(text, normal))
+    pieces, names = _rename_special_tokens(pieces, lambda text: is_reachable(text, normal))
     # Both implementations find user-defined tokens before they merge.
     check_merges([piece for piece in pieces if piece.kind != USER_DEFINED])
     return GGUFVocabulary(

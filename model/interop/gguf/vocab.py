@@ -33,7 +33,7 @@ class GGUFVocabulary:
     special_token_names: dict[str, str] = field(default_factory=dict)
 
     def rename_special_tokens(self, text: str) -> str:
-        """Replace special tokens in a chat template by their names in the file."""
+        """Replace special tokens in a chat template by their names in the GGUF file."""
         if not self.special_token_names:
             return text
         # Longest first: one name may be a prefix of another.
@@ -73,14 +73,13 @@ def _to_gguf_piece(index: int, piece: Piece) -> Piece:
 
 
 def check_merges(pieces: list[Piece]) -> None:
-    """Raise UserError if llama.cpp's `llama` vocabulary could merge text into a special piece.
+    """Raise UserError if llama.cpp's `llama` vocabulary could encode text as a special piece.
 
-    It joins two neighbors, characters or pieces, if their text together is that of any piece. Only
-    normal pieces may be results.
+    Only normal pieces may be reachable (`is_reachable`).
     """
     normal = normal_texts(pieces)
     for index, piece in enumerate(pieces):
-        if piece.kind != NORMAL and is_merge_result(piece.text, normal):
+        if piece.kind != NORMAL and is_reachable(piece.text, normal):
             raise UserError(
                 f"id {index}, {piece.text}, is not a normal piece, but llama.cpp would merge text "
                 "into it: this tokenizer cannot be exported as GGUF; use --format hf"
@@ -92,18 +91,24 @@ def normal_texts(pieces: list[Piece]) -> set[str]:
     return {piece.text for piece in pieces if piece.kind == NORMAL}
 
 
-def is_merge_result(text: str, normal_pieces: set[str]) -> bool:
-    """Return whether llama.cpp could merge characters into `text`, if it were a piece.
+def is_reachable(piece_text: str, normal_pieces: set[str]) -> bool:
+    """Return whether llama.cpp's `llama` vocabulary could encode text as a piece of this text.
 
-    It could if `text` is a normal piece, or two parts that are each a character or a normal piece.
+    llama.cpp splits a text into characters, joins two neighbors as long as their text together is
+    that of a piece of any type, and looks up the ids of what is left (`llm_tokenizer_spm_session`).
+    So it finds a piece of one character, and one of two parts that are each a character or the
+    result of an earlier merge. Such results are normal pieces, as `check_merges` makes sure;
+    `normal_pieces` are the texts of all of them. SPECIAL_TOKEN_MARK is no part, because it does not
+    occur in text.
     """
-    if text in normal_pieces:
-        return True
-    for split in range(1, len(text)):
-        parts = (text[:split], text[split:])
-        if all(len(part) == 1 or part in normal_pieces for part in parts):
-            return True
-    return False
+
+    def is_part(part: str) -> bool:
+        return part in normal_pieces or (len(part) == 1 and part != SPECIAL_TOKEN_MARK)
+
+    splits = range(1, len(piece_text))
+    return is_part(piece_text) or any(
+        is_part(piece_text[:at]) and is_part(piece_text[at:]) for at in splits
+    )
 
 
 def write_vocabulary(

@@ -194,6 +194,17 @@ def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[
     assert vocabulary.rename_special_tokens("{{ '</s><unk>' }}") == "{{ '</s>\ufdd0<unk>' }}"
 
 
+def test_special_token_of_one_character_is_renamed(sentencepiece: dict[str, Any]) -> None:
+    """Prevents a user who types the character from getting the special token without a merge."""
+    index = len(sentencepiece["model"]["vocab"])
+    smiley = {**sentencepiece["added_tokens"][0], "id": index, "content": "☺"}
+    definition = {**sentencepiece, "added_tokens": [*sentencepiece["added_tokens"], smiley]}
+    tokenizer = imported(definition)
+    vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
+    assert vocabulary.pieces[index] == Piece("☺\ufdd0", 0.0, CONTROL)
+    assert by_score(vocabulary, "a☺b") == tokenizer.encode("a☺b")
+
+
 @pytest.mark.slow
 def test_gguf_of_imported_run_has_complete_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from data.records import BadRecord, Conversation, Document, Record, SkippedRecord, Summary
+from data.records import BadRecord, Record, SkippedRecord
 from data.sources import SOURCES
 
 QUICK_SETTINGS = settings(
@@ -165,9 +165,7 @@ def read_good_and_bad(source: str, path: Path) -> tuple[list[Record], list[BadRe
     for record in bad_records:
         assert record.file == str(path) and record.line >= 1
         assert record.reason and record.reason.isprintable() and len(record.reason) < 1000
-    return [
-        record for record in records if isinstance(record, Document | Conversation | Summary)
-    ], bad_records
+    return [record for record in records if isinstance(record, Record)], bad_records
 
 
 def parse_rows(source: str, rows: list[Row]) -> list[Record]:

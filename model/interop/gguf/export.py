@@ -187,15 +187,17 @@ def _is_gguf(path: Path) -> bool:
 def _named_tensors(model: Llama) -> dict[str, Tensor]:
     """Return all tensors by llama.cpp's names.
 
-    A tied head is left out, as llama.cpp expects. Raises ValueError if the model has an adapter.
+    A tied head is left out, as llama.cpp expects. Raises UserError for a tensor that llama.cpp's
+    Llama does not have.
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     tensors = {}
     for key, parameter in model.named_parameters():
         name = names.get_name(key, (".weight",))
         if name is None:
-            raise ValueError(
-                f"{key} is not a tensor of llama.cpp's Llama: merge adapters first, or add it here"
+            raise UserError(
+                f"{key} is not a tensor of llama.cpp's Llama: this model cannot be exported as "
+                "GGUF; use --format hf"
             )
         tensors[name] = parameter.detach()
     if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":

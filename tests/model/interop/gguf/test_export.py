@@ -220,3 +220,14 @@ def test_export_does_not_overwrite_foreign_file(
         )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / existing]
     assert (tmp_path / existing).read_text() == "GG: somebody's own"
+
+
+def test_tensor_that_llama_cpp_does_not_know_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Prevents a file without a part of the weights, and a traceback."""
+    model = random_llama(tokenizer)
+    q_proj = model.model.layers[0].self_attn.q_proj
+    q_proj.bias = torch.nn.Parameter(torch.ones(q_proj.out_features))
+    with pytest.raises(UserError, match=r"q_proj\.bias is not a tensor .* use --format hf"):
+        export_to_file(model, tokenizer, tmp_path)

@@ -9,7 +9,10 @@ runs/NAME/
     ended.json          best step, if early stopping ended the run
     lock                held while a process trains
     plan/               order of the training data
-    checkpoints/        step-00001000/ ..., and best, a link to one of them
+    checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
+    failed/             checkpoints/ of a run that diverged: its state then
+    samples.md          text that the model wrote during training
+    tensorboard/        event files
     results/            figures of the evaluation commands
     report.md, .html    all figures on a page
 """
@@ -26,14 +29,24 @@ LOCK_FILE = "lock"
 PLAN_DIR = "plan"
 CHECKPOINTS_DIR = "checkpoints"
 BEST_LINK = "best"
+FAILED_DIR = "failed"
+SAMPLES_FILE = "samples.md"
+TENSORBOARD_DIR = "tensorboard"
 RESULTS_DIR = "results"
 REPORT_NAME = "report"
 _STEP_PREFIX = "step-"
+_DAMAGED_PREFIX = "damaged-"
 
 
 def step_folder(run: Path, step: int) -> Path:
     """Return the folder of a step's checkpoint."""
     return run / CHECKPOINTS_DIR / f"{_STEP_PREFIX}{step:08d}"
+
+
+def damaged_step_folder(run: Path, step: int) -> Path:
+    """Return where a damaged checkpoint of a step is put aside."""
+    folder = step_folder(run, step)
+    return folder.with_name(f"{_DAMAGED_PREFIX}{folder.name}")
 
 
 def list_steps(run: Path) -> list[int]:

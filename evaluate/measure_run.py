@@ -52,7 +52,7 @@ def measure_run(options: EvaluateOptions) -> None:
             # The results of evaluate.perplexity go to perplexity.json.
             json_file = results / f"{module.rpartition('.')[2]}{suffix}.json"
             _run_command([module, *arguments, "--json", str(json_file)])
-    _run_command(["evaluate.report", str(run), "--out", str(run / "report")])
+    _run_command(["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)])
 
 
 def resolve_run(checkpoint: Path) -> Path:

@@ -4,7 +4,6 @@ Imports no PyTorch, so that `--help` and invalid options answer at once.
 """
 
 import contextlib
-import math
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from common import run_layout
 from common.errors import UserError
 from common.options import parse_options
 from model.checkpoint import locate
-from train.options import TrainOptions
+from train.options import TrainOptions, parse_mixture
 
 T = TypeVar("T", bound=TrainOptions)
 
@@ -43,7 +42,11 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
     def find_recorded_options(values: dict[str, Any]) -> Path | None:
         """Return the config.yaml of the run that `values` name, or None for a new run."""
         run = values["run"]
-        folder = Path(str(run)) if run else default_run_folder(command, str(values["data"]))
+        try:
+            folder = Path(str(run)) if run else default_run_folder(command, str(values["data"]))
+        except ValueError:
+            # The validation reports the mixture, together with the other wrong values.
+            return None
         config = folder / run_layout.CONFIG_FILE
         if not config.is_file():
             return None
@@ -79,37 +82,11 @@ def _check_command(run: Path, command: str) -> None:
 def default_run_folder(command: str, data: str) -> Path:
     """Return the directory of a run that the user did not name, such as runs/sft-csl+zhihu-0.5.
 
-    It contains the weights of the mixture, so that other weights make another run.
+    It contains the weights of the mixture, so that other weights make another run. Raises
+    ValueError as `parse_mixture` does.
     """
     parts = []
     for name, weight in zip(*parse_mixture(data), strict=True):
         suffix = f"-{weight:g}" if weight != 1 else ""
         parts.append(Path(name).resolve().name + suffix)
     return run_layout.RUNS_DIR / f"{command}-{'+'.join(parts)}"
-
-
-def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
-    """Return the names and weights in `data`, such as `wikipedia:0.5+zhihu`.
-
-    The weight defaults to 1. Raises UserError for a weight that is not above 0.
-    """
-    names = []
-    weights = []
-    # The path of an existing file or folder may contain a plus sign; it is one name.
-    parts = [data] if Path(data).exists() else data.split("+")
-    for part in parts:
-        name, colon, weight_text = part.rpartition(":")
-        weight = 1.0
-        if colon and name:
-            try:
-                weight = float(weight_text)
-            except ValueError:
-                # The colon is a part of the name.
-                name = part
-        else:
-            name = part
-        if not (math.isfinite(weight) and weight > 0):
-            raise UserError(f"--data {data}: the weight of {name} must be above 0")
-        names.append(name)
-        weights.append(weight)
-    return names, tuple(weights)

@@ -1,15 +1,53 @@
 """Options of pretraining and fine-tuning. Imports neither PyTorch nor NumPy."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from common.options import Options
 from model.config import PRESETS
 from model.lora_options import LoraOptions
 
 ParallelStrategy = Literal["ddp", "fsdp"]
+
+
+def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
+    """Return the names and weights in `data`, such as `wikipedia:0.5+zhihu`.
+
+    The weight defaults to 1. Raises ValueError for a weight that is not above 0.
+    """
+    names = []
+    weights = []
+    # The path of an existing file or folder may contain a plus sign; it is one name.
+    parts = [data] if Path(data).exists() else data.split("+")
+    for part in parts:
+        name, colon, weight_text = part.rpartition(":")
+        weight = 1.0
+        if colon and name:
+            try:
+                weight = float(weight_text)
+            except ValueError:
+                # The colon is a part of the name.
+                name = part
+        else:
+            name = part
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"the weight of {name} must be above 0")
+        names.append(name)
+        weights.append(weight)
+    return names, tuple(weights)
+
+
+def _check_mixture(data: str) -> str:
+    """Return `data`. Raises ValueError if it is not a mixture."""
+    parse_mixture(data)
+    return data
+
+
+# The type of --data.
+Mixture = Annotated[str, AfterValidator(_check_mixture)]
 
 
 class ModelOptions(Options):
@@ -143,7 +181,8 @@ class TrainOptions(Options):
     sequence_length: int = Field(256, gt=1, description="tokens per row")
     micro_batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         "auto",
-        description="rows per forward pass; auto: the fastest that fits, measured on a GPU",
+        description="rows per forward pass, with gradient accumulation over the rows of a step; "
+        "auto: the fastest that fits, measured on a GPU",
     )
     log_every: int = Field(20, gt=0, description="steps between log lines")
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -174,7 +213,7 @@ class PretrainOptions(TrainOptions):
     run: Path | None = Field(
         None, description="run directory; resumed if it exists (default: runs/pretrain-DATA)"
     )
-    data: str = Field(
+    data: Mixture = Field(
         "sample",
         description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
         "a raw file or folder; a mixture is name:weight+name:weight",
@@ -226,7 +265,7 @@ class SftOptions(TrainOptions):
     run: Path | None = Field(
         None, description="run directory; resumed if it exists (default: runs/sft-DATA)"
     )
-    data: str = Field(
+    data: Mixture = Field(
         "csl",
         description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, "
         "belle-0.8m, deepctrl, pclue), a prepared folder or a raw file; a mixture is "

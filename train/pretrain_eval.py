@@ -7,14 +7,13 @@ from common.progress import progress_bar
 from data.kinds import documents
 from data.sequences import Sequences
 from evaluate.metrics.language_model import LMScore, iter_split, score_blocks
-from model.decode.generate import Sampling, generate
+from model.decode.generate import generate
+from model.decode.sampling import PRETRAINING_SAMPLING
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
 
-# Sampling options of the samples, less random than those of a chat.
-SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 # Length of the line that the terminal shows of a sample.
 MAX_PRINTED_CHARACTERS = 160
 
@@ -60,7 +59,7 @@ class TextEvaluator:
             new_ids = generate(
                 model,
                 ids,
-                SAMPLING,
+                PRETRAINING_SAMPLING,
                 max_new_tokens=evaluation.sample_tokens,
                 seed=self.options.seed,
             )

@@ -7,18 +7,19 @@ from pathlib import Path
 from common.errors import UserError
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
-from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
+from data.corpora.resolver import replaced_corpus_name
 from data.shards import ShardSet
 from evaluate.metrics.language_model import WINDOW_TOKENS
 from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.tokenizer.base import Tokenizer
 from train import distributed
-from train.cli import default_run_folder, parse_mixture
+from train.cli import default_run_folder
 from train.options import PretrainOptions
 from train.pretrain_eval import TextEvaluator
 from train.run.initial_checkpoint import resolve_initial_checkpoint
+from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
-from train.run.spec import MixtureSet, RunSpec, TrainingPlan
+from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
 from train.run.summary import MAX_USEFUL_EPOCHS
 
@@ -126,25 +127,17 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
 
     Raises UserError if a set is not text.
     """
-    names, weights = parse_mixture(options.data)
 
-    def open_sets() -> list[ShardSet]:
-        # Only one process verifies the checksums, because that reads the whole set.
-        verifies_checksums = distributed.is_main_process()
-        return [
-            ShardSet.open(resolve_shard_set(name, tokenizer), checksums=verifies_checksums)
-            for name in names
-        ]
-
-    # The main process prepares what is missing, and the other ranks then open it.
-    shard_sets = distributed.main_process_first(open_sets)
-    for name, shards in zip(names, shard_sets, strict=True):
+    def open_set(_index: int, name: str) -> ShardSet:
+        shards = open_named_set(name, tokenizer)
         if not shards.kind.is_text:
             raise UserError(
                 f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
                 f"it with python -m train.sft --data {name}"
             )
-    return tuple(map(MixtureSet, names, shard_sets, weights))
+        return shards
+
+    return open_mixture(options.data, open_set)
 
 
 def _load_shared_tokenizer(data: TextData) -> Tokenizer:

@@ -13,7 +13,7 @@ from data.shards import ShardSet, load_run_shard_set, load_run_shard_sets
 from train import distributed
 from train.run.directory import NEW_RUN_HINT
 from train.run.initial_checkpoint import InitialCheckpoint
-from train.run.spec import MixtureSet
+from train.run.mixture import MixtureSet
 
 # The name in --data that stands for the pretraining text of the base.
 REPLAY = "replay"

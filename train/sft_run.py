@@ -14,7 +14,6 @@ from common.errors import UserError
 from data.batching.collate import PackedBatchLoader
 from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan
-from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SMALL_TOKENIZER
 from data.shards import ShardSet
 from model.chat_template.template import Template, load_template
@@ -22,12 +21,13 @@ from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
-from train.cli import default_run_folder, parse_mixture
-from train.options import SftOptions
+from train.cli import default_run_folder
+from train.options import SftOptions, parse_mixture
 from train.replay import REPLAY, open_replay_set, scale_replay_weights
 from train.run.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
+from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
-from train.run.spec import MixtureSet, RunSpec, TrainingPlan
+from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
 from train.sft_eval import AnswerEvaluator, DevSet
 
@@ -207,26 +207,21 @@ def _open_sets(
     `run` is the run directory, whose run.json records the replayed set. Raises UserError if --data
     names nothing but replay, or text.
     """
-    names, weights = parse_mixture(data)
+    names, _weights = parse_mixture(data)
     if set(names) == {REPLAY}:
         raise UserError("--data replay: has to be mixed into other data, such as csl+replay:0.1")
 
-    def open_sets() -> list[ShardSet]:
-        return [
-            open_replay_set(run, base, index) if name == REPLAY else _open_set(name, tokenizer)
-            for index, name in enumerate(names)
-        ]
+    def open_set(index: int, name: str) -> ShardSet:
+        if name == REPLAY:
+            return open_replay_set(run, base, index)
+        return _open_set(name, tokenizer)
 
-    # The main process prepares what is missing, and the other ranks then open it.
-    shard_sets = distributed.main_process_first(open_sets)
-    return tuple(map(MixtureSet, names, shard_sets, weights))
+    return open_mixture(data, open_set)
 
 
 def _open_set(name: str, tokenizer: Path) -> ShardSet:
     """Open one shard set of --data, prepared with `tokenizer`. Raises UserError if it is text."""
-    shards = ShardSet.open(
-        resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
-    )
+    shards = open_named_set(name, tokenizer)
     if shards.kind.is_text:
         raise UserError(
             f"--data {name}: is text without questions and answers: pretrain on it (python -m "

@@ -21,7 +21,7 @@ import torch
 
 from common.errors import UserError
 from common.files import write_checksummed_json
-from common.run_layout import EARLY_STOP_FILE, step_folder
+from common.run_layout import EARLY_STOP_FILE, FAILED_DIR, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
 from model.lora import seed_dropout
@@ -39,7 +39,6 @@ from train.stop_signals import StopRequest
 # A run ends with an error after this many steps in a row without a finite loss and gradient.
 MAX_CONSECUTIVE_SKIPS = 5
 # The state of a diverged run is stored here, where a resumed run does not take it for a checkpoint.
-FAILED_FOLDER = "failed"
 
 
 @dataclass
@@ -194,7 +193,7 @@ class Trainer:
     def compute_gradients(
         self, micro_batches: list[Batch], num_correct: torch.Tensor | None = None
     ) -> tuple[float, float]:
-        """Accumulate the clipped gradients of the step's mean loss in the parameters.
+        """Compute the clipped gradients of the step's mean loss, by gradient accumulation.
 
         Args:
             micro_batches: this rank's rows of the step.
@@ -362,7 +361,7 @@ class Trainer:
             self._raise_diverged()
 
     def _raise_diverged(self) -> None:
-        """Save the state of the run in FAILED_FOLDER, and raise UserError."""
+        """Save the state of the run in FAILED_DIR, and raise UserError."""
         state = self.state
         # Steps count from 0, messages from 1. `state.step` is the step that was just skipped.
         first_step = state.step + 1 - state.skipped_in_a_row
@@ -379,7 +378,7 @@ class Trainer:
 
     def _save_failed_state(self) -> Path:
         """Save the state of a diverged run, in place of an earlier one; return its folder."""
-        failed_run = self.run.folder / FAILED_FOLDER
+        failed_run = self.run.folder / FAILED_DIR
         if distributed.is_main_process():
             shutil.rmtree(failed_run, ignore_errors=True)
         self._save_state(failed_run)

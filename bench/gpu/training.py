@@ -316,7 +316,7 @@ def collect_results(
             *run.glob("results/*.json"),
             *run.glob("report*"),
             run / run_layout.METRICS_FILE,
-            run / "samples.md",
+            run / run_layout.SAMPLES_FILE,
         ):
             if path.is_file():
                 shutil.copy(path, target / path.name)

@@ -122,10 +122,19 @@ def summary_prompt(
     """
     requests = [ALL_REQUESTS[EVAL_REQUEST]]
     (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, requests)
-    (article_ids,) = tokenizer.encode_continuation([template.sanitize(article)], num_threads=1)
+    (article_ids,) = encode_articles(tokenizer, template, [article])
     budget = max(max_tokens - len(prefix_ids) - len(suffix_ids), 0)
     is_truncated = len(article_ids) > budget
     return [*prefix_ids, *article_ids[:budget], *suffix_ids], is_truncated
+
+
+def encode_articles(
+    tokenizer: Tokenizer, template: Template, articles: Sequence[str]
+) -> list[list[int]]:
+    """Return the ids of each article, as they stand between the ids of a request."""
+    texts = [template.sanitize(article) for article in articles]
+    # One thread: preparation already has one process per core.
+    return tokenizer.encode_continuation(texts, num_threads=1)
 
 
 def _encode_requests(

@@ -15,6 +15,7 @@ from data.batching.summary_prompts import (
     EVAL_REQUEST,
     LEAD_INS,
     EncodedRequests,
+    encode_articles,
     sample_lead_ins,
     sample_requests,
 )
@@ -48,10 +49,8 @@ class SummaryKind(RecordKind[Summary]):
         They have no request yet, and no words of the chat template but those around answers.
         """
         # Encoded separately, so that no piece spans both and an example can truncate the article.
-        # One thread: preparation already has one process per core.
-        article_texts = [template.sanitize(record.article) for record in records]
+        articles = encode_articles(tokenizer, template, [record.article for record in records])
         title_texts = [template.render_answer(record.title) for record in records]
-        articles = tokenizer.encode_continuation(article_texts, num_threads=1)
         titles = tokenizer.encode_continuation(title_texts, num_threads=1)
         return [
             (article + title, [(len(article), len(article) + len(title))])

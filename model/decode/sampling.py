@@ -34,4 +34,6 @@ class Sampling:
 # The defaults of chat, server and exported models. An n-gram of eight ids breaks loops, but is
 # longer than a name of two rare characters, three byte ids each, which may occur twice.
 DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
+# The samples of a pretraining run, less random than a chat.
+PRETRAINING_SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 DEFAULT_MAX_NEW_TOKENS = 256

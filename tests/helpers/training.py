@@ -22,7 +22,8 @@ from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionM
 from train.options import PretrainOptions
 from train.pretrain_run import TextData
 from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
-from train.run.spec import MixtureSet, RunSpec
+from train.run.mixture import MixtureSet
+from train.run.spec import RunSpec
 from train.run.start import start
 from train.trainer import Trainer
 

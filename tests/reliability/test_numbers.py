@@ -12,12 +12,12 @@ import torch
 from common.errors import UserError
 from common.files import check_manifest, write_json, write_manifest
 from common.metrics_file import read_metrics
-from common.run_layout import list_steps, step_folder
+from common.run_layout import FAILED_DIR, list_steps, step_folder
 from model.checkpoint.locate import find_newest_step
 from model.checkpoint.weights import load_checkpoint
 from tests.helpers.training import build_trainer
 from train.monitoring.loss_spikes import WINDOW_STEPS, LossSpikeDetector
-from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
+from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
 
 
 def poison_gradient(trainer: Trainer, step: int) -> None:
@@ -83,7 +83,7 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
     message = " ".join(str(ended.value).split())
     last = trainer.state.step + 1
     first = last - MAX_CONSECUTIVE_SKIPS + 1
-    failed = step_folder(run / FAILED_FOLDER, trainer.state.step)
+    failed = step_folder(run / FAILED_DIR, trainer.state.step)
     assert (
         f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, "
         f"{first} to {last}, rows {8 * (first - 1)}-{8 * last - 1} of the data"

@@ -18,7 +18,7 @@ from tests.helpers.training import write_fake_run
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
 from train.run.initial_checkpoint import InitialCheckpoint
-from train.run.spec import MixtureSet
+from train.run.mixture import MixtureSet
 from train.sft_run import ExampleData, build_data
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.files import fsync, name_path_in_errors, write_atomic
 from common.metrics_file import read_metrics
-from common.run_layout import METRICS_FILE
+from common.run_layout import METRICS_FILE, SAMPLES_FILE, TENSORBOARD_DIR
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class MetricsLog:
         for record in records:
             self._remember_evaluation(record)
         write_atomic(self._path, "".join(_format_json_line(record) for record in records))
-        self._samples = run / "samples.md"
+        self._samples = run / SAMPLES_FILE
         write_atomic(self._samples, "# Samples\n")
-        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        shutil.rmtree(run / TENSORBOARD_DIR, ignore_errors=True)
         # TensorBoard writes in a thread of its own, whose traceback would be printed.
         threading.excepthook = _ignore_disk_errors
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), flush_secs=20)
+        self._tensorboard = SummaryWriter(str(run / TENSORBOARD_DIR), flush_secs=20)
         for record in records:
             self._mirror_record(record)
         self._tensorboard.flush()

@@ -27,6 +27,7 @@ from common.run_layout import (
     METRICS_FILE,
     PLAN_DIR,
     RUN_FILE,
+    damaged_step_folder,
     list_steps,
     step_folder,
 )
@@ -131,6 +132,12 @@ class RunDir:
                 "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
                 f"values again; they are in {self.folder / CONFIG_FILE}",
             ]
+            if any(difference.startswith("data: ") for difference in differences):
+                lines.append(
+                    "if the data has not changed, an earlier version of this program prepared it "
+                    f"in another form: train the weights on with BASE={self.folder} (--base) and "
+                    "another RUN"
+                )
             raise UserError("\n".join(lines))
 
     def _find_start_checkpoint(self) -> None:
@@ -153,10 +160,9 @@ class RunDir:
             if step > self.start_step:
                 # Renamed, so that it does not count among the newest checkpoints, and the run can
                 # write the checkpoint of this step again.
-                damaged = step_folder(self.folder, step)
-                renamed = damaged.with_name(f"damaged-{damaged.name}")
+                renamed = damaged_step_folder(self.folder, step)
                 shutil.rmtree(renamed, ignore_errors=True)
-                damaged.rename(renamed)
+                step_folder(self.folder, step).rename(renamed)
 
     def _write_config(self, options: dict[str, Any]) -> None:
         """Write config.yaml with a checksum; print a warning if the old file does not match its."""

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 
 from data.batching.collate import BatchLoader
-from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -21,23 +20,7 @@ from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import MetricsLog, SelectionMetric
 from train.options import TrainOptions
 from train.run.initial_checkpoint import InitialCheckpoint
-
-
-@dataclass(frozen=True)
-class MixtureSet:
-    """A shard set of a mixture."""
-
-    name: str  # as in --data
-    shards: ShardSet
-    weight: float  # how often an epoch has each sequence, on average
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Return values that identify the contents and the weight of the set, for JSON.
-
-        Run directories store this object, so its keys must not be renamed.
-        """
-        return {"set": self.shards.fingerprint, "weight": self.weight}
+from train.run.mixture import MixtureSet
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,10 @@ class Evaluator(Protocol):
 class RunSpec:
     """The resolved options of a run, and the objects that they name.
 
-    All of it is resolved and checked before anything is written or trained.
+    All of it is resolved and checked before anything is written or trained. Two things follow when
+    the run directory is open, because they are computed once and stored in it: the number of steps
+    that `--epochs` makes, which depends on the packed rows (`TrainingPlan`), and how the device
+    computes, which is measured on the model (`train.autotune.ComputePlan`).
     """
 
     command: str  # as in `python -m train.COMMAND`

@@ -8,8 +8,8 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
-from train.cli import default_run_folder, parse_mixture, parse_train_options
-from train.options import PretrainOptions, SftOptions
+from train.cli import default_run_folder, parse_train_options
+from train.options import PretrainOptions, SftOptions, parse_mixture
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
 FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}
@@ -60,8 +60,20 @@ def test_mixture_syntax_is_parsed() -> None:
     assert parse_mixture("wikipedia:0.5+zhihu") == (["wikipedia", "zhihu"], (0.5, 1.0))
     assert parse_mixture("a:b") == (["a:b"], (1.0,))
     for wrong in ("a:0", "a:-1", "a:nan"):
-        with pytest.raises(UserError, match="the weight of a must be above 0"):
+        with pytest.raises(ValueError, match="the weight of a must be above 0"):
             parse_mixture(wrong)
+
+
+def test_wrong_mixture_is_reported_with_other_wrong_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catch options that are reported one run after another."""
+    command = "pretrain --data csl:-1 --max_steps abc --nonsense 3"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(UserError) as refused:
+        parse_train_options(PretrainOptions, "pretrain", "")
+    options = [line.split(":")[0] for line in str(refused.value).splitlines()]
+    assert sorted(options) == ["--data", "--max_steps", "--nonsense"]
 
 
 def test_run_names_differ_by_mixture_weights() -> None:

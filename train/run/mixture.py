@@ -1,0 +1,46 @@
+"""The shard sets of a mixture, as `--data` names them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.corpora.resolver import resolve_shard_set
+from data.shards import ShardSet
+from train import distributed
+from train.options import parse_mixture
+
+
+@dataclass(frozen=True)
+class MixtureSet:
+    """A shard set of a mixture."""
+
+    name: str  # as in --data
+    shards: ShardSet
+    weight: float  # how often an epoch has each sequence, on average
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return values that identify the contents and the weight of the set, for JSON.
+
+        Run directories store this object, so its keys must not be renamed.
+        """
+        return {"set": self.shards.fingerprint, "weight": self.weight}
+
+
+def open_mixture(data: str, open_set: Callable[[int, str], ShardSet]) -> tuple[MixtureSet, ...]:
+    """Return the sets that `data` names; `open_set` opens one by its index and its name."""
+    names, weights = parse_mixture(data)
+    # The main process prepares what is missing, and the other ranks then open it.
+    shard_sets = distributed.main_process_first(
+        lambda: [open_set(index, name) for index, name in enumerate(names)]
+    )
+    return tuple(map(MixtureSet, names, shard_sets, weights))
+
+
+def open_named_set(name: str, tokenizer: Path | None) -> ShardSet:
+    """Open one set of --data; prepare it with `tokenizer` if it is not prepared yet."""
+    # Only one process verifies the checksums, because that reads the whole set.
+    return ShardSet.open(
+        resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
+    )

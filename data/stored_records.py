@@ -34,6 +34,8 @@ _SPAN_FILES = ("spans.npy", "span_offsets.npy")
 class Records(Protocol[R_co]):
     """Records and the spans of their answers, on disk or in memory."""
 
+    name: str  # names them in messages
+
     def __len__(self) -> int:
         """Return the number of records."""
 
@@ -104,7 +106,7 @@ class StoredRecords(Generic[R]):
 
         Raises UserError if one is damaged or does not fit the others of its shard.
         """
-        self._folder = folder
+        self.name = str(folder)
         self._lines = RaggedArray(folder, split, *_RECORD_FILES, dtype_kind="u")
         self._spans = RaggedArray(folder, split, *_SPAN_FILES, dtype_kind="i", columns=2)
         self._adapter = _json_adapter(record_type)
@@ -123,8 +125,7 @@ class StoredRecords(Generic[R]):
         except ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"]
             raise UserError(
-                f"{self._folder}: record {index} cannot be read: {reason}: prepare "
-                f"{self._folder} again"
+                f"{self.name}: record {index} cannot be read: {reason}: prepare {self.name} again"
             ) from None
 
     def spans(self, index: int) -> np.ndarray:
@@ -141,6 +142,7 @@ class RecordList(Generic[R]):
 
     def __init__(self, records: Sequence[R], spans: Sequence[Sequence[tuple[int, int]]]) -> None:
         """Store the records, and the spans of each as an array."""
+        self.name = "the records"
         self._records = records
         self._spans = [np.array(pairs, dtype=np.int32).reshape(-1, 2) for pairs in spans]
 

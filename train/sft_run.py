@@ -231,7 +231,7 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
 
 
 def _check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template: Template) -> None:
-    """Raise UserError if a set was encoded with another chat template than the model has."""
+    """Raise UserError if a set was prepared with another chat template than the model has."""
     if not mixture_set.shards.matches_template(template):
         raise UserError(
             f"--data {mixture_set.name}: was prepared with another chat template than the model's: "

@@ -242,7 +242,9 @@ class Trainer:
         # A GPU is still computing: tokenize for the next step before waiting for the loss.
         if self.state.step + 1 < self.max_steps:
             next_step = self.state.step + 1
-            self._prefetched = next_step, self._load_micro_batches(next_step)
+            # An error belongs to the next step, which meets it again: this one is done and kept.
+            with contextlib.suppress(UserError, OSError):
+                self._prefetched = next_step, self._load_micro_batches(next_step)
         (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
         # Undo the factor world_size in the scale of each rank's loss.
         return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))

@@ -82,16 +82,16 @@ class RecordKind(abc.ABC, Generic[R]):
     ) -> EncodedRecord:
         """Return the ids and spans of record `index`.
 
-        Raises UserError if they are not as many ids as the stored spans say.
+        Raises UserError if the spans are not the stored ones, from which its row was planned.
         """
-        (encoded,) = self.encode(tokenizer, template, [records.record(index)])
-        expected_length = int(records.spans(index)[-1, 1])
-        if len(encoded[0]) != expected_length:
+        ((ids, spans),) = self.encode(tokenizer, template, [records.record(index)])
+        stored_spans = [(start, stop) for start, stop in records.spans(index).tolist()]
+        if spans != stored_spans or len(ids) != stored_spans[-1][1]:
             raise UserError(
-                f"record {index} has {len(encoded[0])} tokens, and had {expected_length} when it "
-                "was prepared: prepare the data again"
+                f"{records.name}: record {index} does not have the tokens that its spans were made "
+                f"for: prepare {records.name} again"
             )
-        return encoded
+        return ids, spans
 
     def encode_records(
         self, tokenizer: Tokenizer, template: Template, records: Iterable[R]

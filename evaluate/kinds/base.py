@@ -1,6 +1,6 @@
 """The interface that a kind of records implements so that a checkpoint can be measured on it.
 
-The defaults are those of a kind with answers: a loss on the spans of its sequences, and sample
+The defaults are those of a kind with answers: a loss on the answers of its records, and sample
 answers during fine-tuning.
 """
 

@@ -40,8 +40,14 @@ def score_trigram_baseline(
 
     Each split is one stream of tokens. All validation tokens except the first are scored.
     `max_partition_positions` is the maximum number of training positions in memory at once. Raises
-    UserError if the validation split has fewer than 2 tokens, or the training split fewer than 3.
+    UserError if the set is not text, if the validation split has fewer than 2 tokens, or if the
+    training split has fewer than 3.
     """
+    if not shards.kind.is_text:
+        raise UserError(
+            f"{shards.folder} holds {shards.kind.name}, not text: a trigram is the baseline of a "
+            "pretraining run; name its data with --data"
+        )
     train = shards.load_text("train")
     validation = shards.load_text("validation")
     if validation.num_tokens < 2:

@@ -48,19 +48,26 @@ def test_damaged_record_is_one_line(tmp_path: Path) -> None:
 def test_records_without_spans_are_refused(tmp_path: Path) -> None:
     """Prevents rows planned with the spans of other records."""
     write(tmp_path, RECORDS, [[1, 2]])
+    np.save(tmp_path / "train-00001.spans.npy", np.zeros((0, 2), np.int32))
+    np.save(tmp_path / "train-00001.span_offsets.npy", np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="do not have spans each"):
+        StoredRecords(tmp_path, "train", Conversation)
     (tmp_path / "train-00001.spans.npy").unlink()
     with pytest.raises(UserError, match="do not have spans each"):
         StoredRecords(tmp_path, "train", Conversation)
 
 
-def test_another_number_of_ids_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_other_ids_than_planned_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prevents examples that overflow their row where a tokenizer now gives other ids."""
     kind = conversation_kind.KIND
     ((ids, spans),) = kind.encode(tokenizer, Template(), RECORDS[:1])
-    (span,) = spans
-    assert span[1] == len(ids)
-    write(tmp_path, RECORDS[:1], [[span[0], span[1] + 1]])
-    stored = StoredRecords(tmp_path, "train", Conversation)
-    examples = kind.examples(stored, 100, tokenizer, Template(), None)
-    with pytest.raises(UserError, match=f"has {len(ids)} tokens, and had {len(ids) + 1}"):
-        examples.example(0, 0)
+    ((start, stop),) = spans
+    assert stop == len(ids)
+    for number, span in enumerate(([start, stop + 1], [start + 1, stop])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, RECORDS[:1], [span])
+        stored = StoredRecords(folder, "train", Conversation)
+        examples = kind.examples(stored, 100, tokenizer, Template(), None)
+        with pytest.raises(UserError, match=f"{number}: record 0 does not have the tokens"):
+            examples.example(0, 0)

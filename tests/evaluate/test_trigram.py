@@ -149,7 +149,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
             writer.add(np.array([*start, *ids, tokenizer.eos_id]))
         writer.close()
     (folder / "tokenizer.model").write_bytes(tokenizer.serialized)
-    write_manifest(folder, {"format": SHARD_FORMAT})
+    write_manifest(folder, {"format": SHARD_FORMAT, "kind": "documents"})
     return ShardSet.open(folder)
 
 
@@ -226,3 +226,10 @@ def test_too_little_data_gives_one_line_error(shared: Path, tmp_path: Path) -> N
         score_trigram_baseline(
             write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]})
         )
+
+
+def test_a_set_of_records_is_refused_by_its_kind(tmp_path: Path) -> None:
+    """Prevents a message about no tokens for a set that has records and no stored ids."""
+    shards = ShardSet(tmp_path, {"kind": "summaries"})
+    with pytest.raises(UserError, match="holds summaries, not text"):
+        score_trigram_baseline(shards)

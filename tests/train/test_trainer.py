@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
 from common.run_layout import EARLY_STOP_FILE, step_folder
-from data.batching.collate import collate
+from data.batching.collate import Batch, collate
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from model.tokenizer.base import Tokenizer
 from tests.helpers.training import StubEvaluator, build_trainer, truncate_tokenizer
@@ -171,6 +171,26 @@ def test_non_finite_loss_skips_weight_update(
     trainer.close()
     skipped = [r["step"] for r in read_metrics(tmp_path / "run") if r["kind"] == "skipped"]
     assert skipped == [2, 3]
+
+
+@pytest.mark.slow
+def test_error_in_the_next_batch_does_not_lose_the_step(
+    tmp_path: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevent a checkpoint that is missing because the step after it cannot be read."""
+    trainer = build_trainer(tmp_path / "run", shard_set, checkpoint={"every": 2})
+    micro_batches = trainer.batches.micro_batches
+
+    def fail_from_third_step(step: int, micro_rows: int) -> list[Batch]:
+        if step >= 2:
+            raise UserError("record 7 cannot be read")
+        return micro_batches(step, micro_rows)
+
+    monkeypatch.setattr(trainer.batches, "micro_batches", fail_from_third_step)
+    with pytest.raises(UserError, match="record 7"):
+        trainer.train()
+    trainer.close()
+    assert find_newest_step(tmp_path / "run") == trainer.state.step == 2
 
 
 @pytest.mark.slow

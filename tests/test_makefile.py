@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Writes down the words it was called with, as a stand-in for the environment's python.
+# Writes down the arguments it was called with, as a stand-in for the environment's python.
 STUB = """#!/bin/sh
-for word in "$@"; do printf '%s\\0' "$word"; done > "$CALLED"
+for argument in "$@"; do printf '%s\\0' "$argument"; done > "$CALLED"
 """
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -36,9 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(
-    folder: Path, *words: str, **variables: str
+    folder: Path, *arguments: str, **variables: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """`make WORDS`, and the words that python was called with."""
+    """`make ARGUMENTS`, and the arguments that python was called with."""
     called = folder / "called"
     called.unlink(missing_ok=True)
     environment = {
@@ -48,7 +48,11 @@ def make(
         **variables,
     }
     done = subprocess.run(
-        ["make", "VENV=venv", *words], cwd=folder, env=environment, capture_output=True, text=True
+        ["make", "VENV=venv", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     return done, called.read_text().split("\0")[:-1] if called.exists() else []
 
@@ -73,7 +77,7 @@ def make(
     ],
 )
 def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
-    """Two words of one file name, and a name that the shell runs."""
+    """Prevents one file name that becomes two arguments, and a name that the shell runs."""
     data, run = f"DATA={name}", f"RUN={name}"
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
@@ -101,7 +105,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "words"),
+    ("target", "arguments"),
     [
         ("data", ["data.download"]),
         ("pretrain", ["train.pretrain"]),
@@ -112,13 +116,13 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
     ],
 )
 def test_unset_make_variables_use_command_defaults(
-    folder: Path, target: str, words: list[str]
+    folder: Path, target: str, arguments: list[str]
 ) -> None:
-    """Prevents defaults in the Makefile beside those of the commands; ARGS as one word."""
+    """Prevents defaults in the Makefile beside those of the commands; ARGS as one argument."""
     (folder / "runs" / "x").mkdir(parents=True)
-    assert make(folder, target)[1] == ["-m", *words]
-    found = make(folder, target, "DATA=", "RUN=", "ARGS=--limit 3 --name 'a b'")[1]
-    assert found == ["-m", *words, "--limit", "3", "--name", "a b"]
+    assert make(folder, target)[1] == ["-m", *arguments]
+    called = make(folder, target, "DATA=", "RUN=", "ARGS=--limit 3 --name 'a b'")[1]
+    assert called == ["-m", *arguments, "--limit", "3", "--name", "a b"]
 
 
 def test_export_names_its_folder_after_the_run(folder: Path) -> None:
@@ -137,8 +141,8 @@ def test_export_names_its_folder_after_the_run(folder: Path) -> None:
             "bfloat16",
         ]
     (folder / "runs" / "sft-csl").mkdir(parents=True)
-    done, words = make(folder, "export")
-    assert done.returncode != 0 and not words
+    done, called = make(folder, "export")
+    assert done.returncode != 0 and not called
     assert done.stderr.splitlines()[:2] == [
         "error: which run? make export RUN=runs/NAME",
         "runs/sft-csl",
@@ -168,27 +172,27 @@ def test_setup_shows_progress_only_on_a_terminal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word",
+    "argument",
     ["data=csl", "STEPS=5", "max_steps=5", "DTAA=csl", "a;touch${IFS}x='$(HOME)"],
 )
-def test_unknown_make_variable_is_refused(folder: Path, word: str) -> None:
+def test_unknown_make_variable_is_refused(folder: Path, argument: str) -> None:
     """Prevents `make pretrain data=mine` from training on the sample for an hour."""
-    done, arguments = make(folder, "pretrain", word, "DATA=x")
+    done, called = make(folder, "pretrain", argument, "DATA=x")
     lines = done.stderr.splitlines()
-    assert (done.returncode, arguments, len(lines)) == (2, [], 1)
-    assert f"unknown variable {word.partition('=')[0][:5]}" in lines[0]
+    assert (done.returncode, called, len(lines)) == (2, [], 1)
+    assert f"unknown variable {argument.partition('=')[0][:5]}" in lines[0]
     assert "the variables are DATA BASE RUN CONFIG ARGS PYTHON VENV" in lines[0]
     assert not (folder / "x").exists()
 
 
 def test_variables_of_an_outer_make_are_accepted(folder: Path) -> None:
     """Prevents failing on the variables of an outer make that calls this one."""
-    for words, variables in (
+    for arguments, variables in (
         (["SHELL=/bin/sh"], {"CUDA_VISIBLE_DEVICES": "1", "steps": "5"}),
         (["CC=gcc"], {"MAKELEVEL": "1"}),
         (["-j2"], {}),
     ):
-        done, called = make(folder, "data", "DATA=x", *words, **variables)
+        done, called = make(folder, "data", "DATA=x", *arguments, **variables)
         assert called == ["-m", "data.download", "x"], done.stderr
 
 

@@ -45,13 +45,15 @@ class Command:
     """One command: `make` or the module that `python -m` runs, and its arguments."""
 
     program: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     @property
     def options(self) -> set[str]:
         """Return the names of its `--options`."""
         names = {
-            word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)
+            argument.partition("=")[0].rstrip("…")
+            for argument in self.arguments
+            if re.match(r"--\w", argument)
         }
         return names - PLACEHOLDERS
 
@@ -93,32 +95,32 @@ def parse_commands(shell: str) -> Iterator[Command]:
     )
     for line in lines:
         try:
-            words = shlex.split(line, comments=True)
+            tokens = shlex.split(line, comments=True)
         except ValueError:
             assert not re.match(r"(make|python\S*|torchrun) ", line), (
                 f"no command can be read from: {line}"
             )
             continue
         simple: list[str] = []
-        for word in [*words, ";"]:
-            if word not in OPERATORS:
-                simple.append(word.strip("[]").removesuffix(";"))
-            if word in OPERATORS or word.endswith(";"):
+        for token in [*tokens, ";"]:
+            if token not in OPERATORS:
+                simple.append(token.strip("[]").removesuffix(";"))
+            if token in OPERATORS or token.endswith(";"):
                 yield from _command(simple)
                 simple = []
 
 
-def _command(words: list[str]) -> Iterator[Command]:
-    while words and WRAPPER.fullmatch(words[0]):
-        words = words[1:]
-    program = words[0].rpartition("/")[2] if words else ""
+def _command(tokens: list[str]) -> Iterator[Command]:
+    while tokens and WRAPPER.fullmatch(tokens[0]):
+        tokens = tokens[1:]
+    program = tokens[0].rpartition("/")[2] if tokens else ""
     if program == "make":
-        yield Command("make", tuple(words[1:]))
-    elif re.fullmatch(r"python[\d.]*|torchrun", program) and "-m" in words[1:-1]:
-        at = words.index("-m")
+        yield Command("make", tuple(tokens[1:]))
+    elif re.fullmatch(r"python[\d.]*|torchrun", program) and "-m" in tokens[1:-1]:
+        at = tokens.index("-m")
         if program == "torchrun" or at == 1:
             # torchrun takes options behind the module for its own unless a `--` stands before it.
-            module, *rest = words[at + 2 if words[at + 1] == "--" else at + 1 :]
+            module, *rest = tokens[at + 2 if tokens[at + 1] == "--" else at + 1 :]
             yield Command(module, tuple(rest))
 
 
@@ -153,13 +155,13 @@ def check(command: Command) -> None:
         )
         return
     text = help_text(command.program)
-    first = command.words[0] if command.words else ""
+    first = command.arguments[0] if command.arguments else ""
     if re.fullmatch(r"[a-z]+", first) and re.search(rf"^  {first}  ", text, re.MULTILINE):
         text = help_text(command.program, first)
     for option in command.options - {"--help"}:
         assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (
             f"python -m {command.program} has no {option}, which the documents use: "
-            f"{' '.join(command.words)}"
+            f"{' '.join(command.arguments)}"
         )
 
 
@@ -167,13 +169,13 @@ def make_plan(command: Command) -> str:
     """Return what make would run, without the variables that `make test` exports."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(
-        ["make", "-n", *(word for word in command.words if word != "…")],
+        ["make", "-n", *(argument for argument in command.arguments if argument != "…")],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, f"make {' '.join(command.words)}: {done.stderr}"
+    assert done.returncode == 0, f"make {' '.join(command.arguments)}: {done.stderr}"
     return done.stdout
 
 
@@ -192,7 +194,9 @@ def test_documentation_contains_commands() -> None:
     """Prevents the tests below from passing because no command was read from the documents."""
     in_readme = set(commands_of(README))
     assert {"make", "train.pretrain"} <= {command.program for command in in_readme}
-    assert any("pretrain" in command.words for command in in_readme if command.program == "make")
+    assert any(
+        "pretrain" in command.arguments for command in in_readme if command.program == "make"
+    )
     assert len(MODULES) >= 5 and sum(bool(command.options) for command in COMMANDS) >= 5
 
 
@@ -235,7 +239,7 @@ def test_documentation_contains_commands() -> None:
 def test_commands_are_parsed_from_markdown(markdown: str, expected: list[tuple[str, ...]]) -> None:
     """Prevents commands that the parser misses, and prose that it takes for commands."""
     shells = [command for shell in extract_code(markdown) for command in parse_commands(shell)]
-    assert [(command.program, *command.words) for command in shells] == expected
+    assert [(command.program, *command.arguments) for command in shells] == expected
 
 
 @pytest.mark.slow
@@ -249,13 +253,15 @@ def test_documented_options_exist(module: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("command", MAKES, ids=lambda command: " ".join(command.words) or "make")
+@pytest.mark.parametrize(
+    "command", MAKES, ids=lambda command: " ".join(command.arguments) or "make"
+)
 def test_documented_targets_exist(command: Command) -> None:
     """Prevents documented targets, variables or ARGS options that do not exist."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for name in (word.partition("=")[0] for word in command.words if "=" in word):
+    for name in (argument.partition("=")[0] for argument in command.arguments if "=" in argument):
         assert re.search(rf"\$\((|call .*,){name}\)", makefile), (
-            f"the Makefile uses no {name}: make {' '.join(command.words)}"
+            f"the Makefile uses no {name}: make {' '.join(command.arguments)}"
         )
     for behind in parse_commands(make_plan(command)):
         if behind.program != "make":
@@ -270,12 +276,12 @@ def test_wrong_commands_are_detected() -> None:
         ("data.tokenizer", "has no --batch"),
         ("train.nothing", "python -m train.nothing --help"),
     ]:
-        words = {
+        arguments = {
             "train.pretrain": ("--max_steps", "1", "--steps", "2"),
             "data.tokenizer": ("train", "--batch", "x"),
         }
         with pytest.raises(AssertionError, match=message):
-            check(Command(wrong, words.get(wrong, ())))
+            check(Command(wrong, arguments.get(wrong, ())))
     check(Command("train.pretrain", ("--max_steps", "1", "--dotted.key", "x", "--model.preset=y")))
     if shutil.which("make"):
         with pytest.raises(AssertionError, match="nosuchtarget"):
@@ -287,7 +293,7 @@ def test_documented_configs_exist() -> None:
     named = {
         name
         for command in COMMANDS
-        for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.words))
+        for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.arguments))
     }
     assert named and all((ROOT / name).is_file() for name in named)
 
@@ -301,7 +307,7 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         for command in COMMANDS
         if command.program == "train.pretrain"
         and {"--run", "--data"} <= command.options
-        and command.words[command.words.index("--data") + 1] in named
+        and command.arguments[command.arguments.index("--data") + 1] in named
     )
     # Run outside the checkout, where no data are prepared. Later options override earlier ones.
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -325,10 +331,10 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         "2",
     ]
     done = processes.CommandProcess(
-        "train.pretrain", *command.words, *small, fault=partial(os.chdir, tmp_path)
+        "train.pretrain", *command.arguments, *small, fault=partial(os.chdir, tmp_path)
     ).wait()
     assert done.returncode == 0, done.stderr
-    run = Path(command.words[command.words.index("--run") + 1])
+    run = Path(command.arguments[command.arguments.index("--run") + 1])
     assert "complete: " + str(run) in done.stdout
     kinds = {record["kind"]: record["step"] for record in read_metrics(tmp_path / run)}
     assert kinds["train"] == kinds["validation"] == kinds["sample"] == 2

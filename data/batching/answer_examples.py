@@ -33,10 +33,10 @@ class AnswerExamples:
             # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
             fitting_stops = np.where(span_stops <= length + 1, span_stops, 0)
             # The largest among the spans of each record.
-            kept = np.maximum.reduceat(fitting_stops, first_spans)
-            whole = np.maximum.reduceat(span_stops, first_spans)
-            num_truncated += int(((kept < whole) & (kept > 0)).sum())
-            stops.append(kept)
+            cut_stops = np.maximum.reduceat(fitting_stops, first_spans)
+            uncut_stops = np.maximum.reduceat(span_stops, first_spans)
+            num_truncated += int(((cut_stops < uncut_stops) & (cut_stops > 0)).sum())
+            stops.append(cut_stops)
         self._stops = np.concatenate(stops)
         self.num_truncated = num_truncated
 

@@ -22,7 +22,7 @@ _SLOT_FILLERS = {
     "sum": ("概括", "总结", "归纳", "提炼"),
 }
 # Texts before and after the article. Evaluation asks with the first, its slots filled with the
-# first words.
+# first fillers.
 _REQUEST_TEMPLATES = (
     ("请为下面的{article}{write}一个{title}：\n", ""),
     ("请用一句话{sum}下面的{article}：\n", ""),
@@ -46,13 +46,13 @@ class SummaryRequest:
 
 
 def _fill_slots(prefix: str, suffix: str) -> Iterator[SummaryRequest]:
-    """Yield a request for each combination of words that fills the slots of a template."""
+    """Yield a request for each combination of fillers for the slots of a template."""
     # Formatter.parse yields (text, slot name, format, conversion).
     slots = [name for _, name, _, _ in Formatter().parse(prefix + suffix) if name]
-    # Without repetitions: a slot that occurs twice has the same word both times.
+    # Without repetitions: a slot that occurs twice has the same filler both times.
     unique_slots = list(dict.fromkeys(slots))
-    for words in itertools.product(*(_SLOT_FILLERS[slot] for slot in unique_slots)):
-        filling = dict(zip(unique_slots, words, strict=True))
+    for fillers in itertools.product(*(_SLOT_FILLERS[slot] for slot in unique_slots)):
+        filling = dict(zip(unique_slots, fillers, strict=True))
         yield SummaryRequest(prefix.format(**filling), suffix.format(**filling))
 
 

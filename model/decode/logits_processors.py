@@ -126,8 +126,8 @@ def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
-        smallest_kept = logits.topk(sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        top_k_threshold = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < top_k_threshold, -torch.inf)
     probabilities = logits.softmax(-1)
     if sampling.top_p >= 1.0:
         return int(torch.multinomial(probabilities, 1, generator=generator))

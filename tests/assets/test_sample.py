@@ -363,7 +363,7 @@ def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
 
 
 @pytest.mark.slow
-def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
+def test_statements_are_consistent_across_files(files: Files, world: World) -> None:
     """Prevents a person from being born in two places or having two teachers."""
     homes = {person.name: person.home["名字"] for person in world.people}
     teachers = {person.name: person.teacher for person in world.people}

@@ -36,7 +36,7 @@ def test_forks_have_own_rng_and_fresh_interpreters_own_hash_seed(
     for child in children:
         child.join(120)
         assert child.exitcode == 0
-    said = [(tmp_path / str(number)).read_text().split() for number in range(2)]
-    numbers, hashes, *words = zip(*said, strict=True)
-    assert len(set(numbers)) == 2 and words == [("module",) * 2, ("0", "1")]
+    outputs = [(tmp_path / str(number)).read_text().split() for number in range(2)]
+    numbers, hashes, *arguments = zip(*outputs, strict=True)
+    assert len(set(numbers)) == 2 and arguments == [("module",) * 2, ("0", "1")]
     assert hashes[0] == hashes[1] != (tmp_path / "fresh").read_text()

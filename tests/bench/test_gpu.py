@@ -36,14 +36,16 @@ ROOT = Path(__file__).parents[2]
 KEY = {"name": "x", "torch": "t", "shapes": "small", "source": "s"}
 
 
-def check_gpu(out: Path, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def check_gpu(
+    out: Path, *arguments: str, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         **({"PYTHONPATH": str(path)} if path else {}),
     }
     return subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out), *words],
+        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out), *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -51,17 +53,17 @@ def check_gpu(out: Path, *words: str, path: Path | None = None) -> subprocess.Co
     )
 
 
-def entries(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / JSON).read_text(encoding="utf-8"))["checks"]
-    return found
+def read_entries(out: Path) -> dict[str, Any]:
+    checks: dict[str, Any] = json.loads((out / JSON).read_text(encoding="utf-8"))["checks"]
+    return checks
 
 
-def context(folder: Path) -> Context:
+def create_context(folder: Path) -> Context:
     return Context(torch.device("cpu"), folder, Report(folder / "report.json"))
 
 
-def failed(made: Context) -> list[str]:
-    return [each["name"] for each in made.report.comparisons if not each["passed"]]
+def failed(context: Context) -> list[str]:
+    return [each["name"] for each in context.report.comparisons if not each["passed"]]
 
 
 @pytest.mark.slow
@@ -83,10 +85,10 @@ def test_the_whole_list_passes_with_small_shapes(
     (out / JSON).write_text(json.dumps(before), encoding="utf-8")
     capsys.readouterr()
     assert main() == 0, capsys.readouterr().out
-    found, printed = entries(out), capsys.readouterr().out
-    assert sorted(found) == sorted(check.name for check in CHECKS)
+    entries, printed = read_entries(out), capsys.readouterr().out
+    assert sorted(entries) == sorted(check.name for check in CHECKS)
     for check in CHECKS:
-        entry = found[check.name]
+        entry = entries[check.name]
         on_cpu = not check.cpu_reason
         assert entry["verdict"] == ("passed" if on_cpu else "not run"), entry
         assert "CPU" in entry["reason"] or on_cpu
@@ -97,9 +99,9 @@ def test_the_whole_list_passes_with_small_shapes(
     shards = out.with_name("out-work") / "shards"
     assert sum(file.stat().st_size for file in shards.iterdir()) < 10 * 2**20
     # Verdicts are not computed twice, and the check that was cut off comes last.
-    assert found["loss-3m"] == before["checks"]["loss-3m"]
+    assert entries["loss-3m"] == before["checks"]["loss-3m"]
     names = [line.split()[0] for line in printed.splitlines()[1:]]
-    assert sorted(names) == sorted(found.keys() - {"loss-3m"}) and names[-1] == "loss-43m"
+    assert sorted(names) == sorted(entries.keys() - {"loss-3m"}) and names[-1] == "loss-43m"
 
 
 def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_path: Path) -> None:
@@ -127,14 +129,14 @@ def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_check_that_fails_is_said_and_the_exit_status_is_1(
+def test_a_failed_check_is_reported_and_the_exit_status_is_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prevents a failure that scrolls by, ends the other checks or leaves no report."""
     out = tmp_path / "out"
 
-    def run(*words: str) -> int:
-        command = ["bench.gpu", "--device", "cpu", "--out", str(out), *words]
+    def run(*arguments: str) -> int:
+        command = ["bench.gpu", "--device", "cpu", "--out", str(out), *arguments]
         monkeypatch.setattr(sys, "argv", command)
         return main()
 
@@ -142,13 +144,13 @@ def test_a_check_that_fails_is_said_and_the_exit_status_is_1(
     (tmp_path / "out-work" / "shards").mkdir()
     capsys.readouterr()
     assert run("--only", "overflow", "loss-3m") == 1
-    found = entries(out)
+    entries = read_entries(out)
     assert (
-        found["overflow"]["verdict"] == "failed"
-        and "there are no files in it" in found["overflow"]["reason"]
+        entries["overflow"]["verdict"] == "failed"
+        and "there are no files in it" in entries["overflow"]["reason"]
     )
-    assert "Traceback" in found["overflow"]["log"] and found["loss-3m"]["verdict"] == "passed"
-    assert found["environment"]["verdict"] == "passed"
+    assert "Traceback" in entries["overflow"]["log"] and entries["loss-3m"]["verdict"] == "passed"
+    assert entries["environment"]["verdict"] == "passed"
     assert f"failed: overflow; send {out / JSON}" in capsys.readouterr().out
     # A call without time starts no check and says how to go on.
     assert run("--minutes", "1e-9") == 1
@@ -163,10 +165,13 @@ def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict
     runner = Runner(tmp_path / "out", tmp_path / "work", Device("cpu", "x", "t"))
     slow = BY_NAME["resume"]
     assert runner.run([slow], 0.005) == ["resume"]
-    assert entries(tmp_path / "out")["resume"] == {"begun": 1}
+    assert read_entries(tmp_path / "out")["resume"] == {"begun": 1}
     assert runner.run([replace(slow, timeout=1), BY_NAME["environment"]], None) == []
-    found = entries(tmp_path / "out")
-    assert found["resume"]["verdict"] == "timed out" and found["environment"]["verdict"] == "passed"
+    entries = read_entries(tmp_path / "out")
+    assert (
+        entries["resume"]["verdict"] == "timed out"
+        and entries["environment"]["verdict"] == "passed"
+    )
     assert runner.results.failures == ["resume"]
 
 
@@ -184,7 +189,7 @@ def test_a_late_command_can_end_its_processes_and_leaves_its_output(
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="python -m late did not end within 0 s"):
-        runs.run_command(context(tmp_path), "late", [], timeout=0.5)
+        runs.run_command(create_context(tmp_path), "late", [], timeout=0.5)
     output = capfd.readouterr().out
     assert "waits" in output and "was asked to end" in output
 
@@ -203,8 +208,8 @@ def test_without_a_package_its_checks_are_not_run(tmp_path: Path) -> None:
     )
     done = check_gpu(tmp_path / "out", "--only", "loss-3m", path=package.parent)
     assert done.returncode == 0, done.stderr
-    found = entries(tmp_path / "out")["loss-3m"]
-    assert (found["verdict"], found["reason"]) == ("not run", "pydantic is not installed")
+    entry = read_entries(tmp_path / "out")["loss-3m"]
+    assert (entry["verdict"], entry["reason"]) == ("not run", "pydantic is not installed")
 
 
 def test_a_package_that_only_a_command_misses_is_named(
@@ -264,12 +269,12 @@ def damaged(model: Llama) -> Llama:
 @pytest.mark.parametrize(
     "check",
     [
-        lambda made: equality.losses(made, "3m"),
+        lambda context: equality.losses(context, "3m"),
         equality.packed,
         equality.attention,
         equality.lora,
-        lambda made: equality.compiled(made, "43m"),
-        lambda made: decoding.decoding(made, "43m"),
+        lambda context: equality.compiled(context, "43m"),
+        lambda context: decoding.decoding(context, "43m"),
     ],
     ids=["losses", "packed", "attention", "lora", "compiled", "decoding"],
 )
@@ -278,19 +283,19 @@ def test_a_device_that_computes_something_else_fails(
     check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Prevents a comparison of a model with itself, or a bound without effect (damaged models)."""
-    made: list[Llama] = []
+    models: list[Llama] = []
 
     def build(*arguments: Any, **options: Any) -> Llama:
-        made.append(build_model(*arguments, **options))
-        return damaged(made[-1]) if len(made) % 2 == 0 else made[-1]
+        models.append(build_model(*arguments, **options))
+        return damaged(models[-1]) if len(models) % 2 == 0 else models[-1]
 
     for module in (equality, decoding):
         monkeypatch.setattr(module, "build_model", build)
-    one = context(tmp_path)
-    check(one)
+    context = create_context(tmp_path)
+    check(context)
     torch.compiler.reset()
-    names = failed(one)
-    assert names, one.report.comparisons
+    names = failed(context)
+    assert names, context.report.comparisons
     assert any(
         "logits" in name or "loss" in name or "ids" in name or "adapter" in name for name in names
     )
@@ -354,10 +359,10 @@ def test_peak_memory_of_training_is_that_of_its_steps(
     allocate("memory_bandwidth", 50)
     monkeypatch.setattr(Context, "reset_peak_memory", lambda self: peak.__setitem__(0, 0.0))
     monkeypatch.setattr(Context, "peak_memory_bytes", lambda self: peak[0])
-    made = context(tmp_path)
-    speed.training(made, "3m", "eager")
-    found = {figure["name"]: figure["value"] for figure in made.report.figures}
-    assert found["peak memory"] == 6
+    context = create_context(tmp_path)
+    speed.training(context, "3m", "eager")
+    figures = {figure["name"]: figure["value"] for figure in context.report.figures}
+    assert figures["peak memory"] == 6
 
 
 def test_a_process_that_dies_is_named_by_its_signal() -> None:

@@ -22,10 +22,10 @@ def test_contenders_alternate_in_separate_processes(
     """Catch rounds in the order A A B B, mixed-up contenders, a failure that counts as a result."""
     (tmp_path / "one_round.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    found = run_rounds("one_round", [("a", ["a", "1"]), ("b", ["b"])], rounds=2, threads=7)
-    assert [words for words, _, _ in found] == [["a", "1"], ["b"]] * 2
-    assert {threads for _, threads, _ in found} == {"7"} and len(
-        {process for _, _, process in found}
+    results = run_rounds("one_round", [("a", ["a", "1"]), ("b", ["b"])], rounds=2, threads=7)
+    assert [arguments for arguments, _, _ in results] == [["a", "1"], ["b"]] * 2
+    assert {threads for _, threads, _ in results} == {"7"} and len(
+        {process for _, _, process in results}
     ) == 4
     with pytest.raises(UserError, match="odd one: its process ended with exit code 3"):
         run_rounds("one_round", [("a", ["a"]), ("odd one", ["bad"])], rounds=1, threads=1)

@@ -37,9 +37,9 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
         write_manifest(folder, {"step": step})
 
     def load(path: Path, device: torch.device) -> Any:
-        found = real(path, device)
+        checkpoint = real(path, device)
         write(20)
-        return found
+        return checkpoint
 
     write_json(tmp_path / "run.json", {})
     write(10)

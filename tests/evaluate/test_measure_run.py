@@ -69,8 +69,8 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
     return _measure
 
 
-def after(words: list[str], option: str) -> str:
-    return words[words.index(option) + 1]
+def after(arguments: list[str], option: str) -> str:
+    return arguments[arguments.index(option) + 1]
 
 
 @pytest.mark.slow
@@ -83,9 +83,9 @@ def test_mixture_is_evaluated_per_dataset(
         for number, each in enumerate((summaries, shard_set))
     ]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
-    assert [words[0] for words in ran] == ["evaluate.perplexity"] * 2 + ["evaluate.report"]
-    assert [after(words, "--data") for words in ran[:2]] == list(map(str, sets))
-    assert len({after(words, "--json") for words in ran[:2]}) == 2
+    assert [arguments[0] for arguments in ran] == ["evaluate.perplexity"] * 2 + ["evaluate.report"]
+    assert [after(arguments, "--data") for arguments in ran[:2]] == list(map(str, sets))
+    assert len({after(arguments, "--json") for arguments in ran[:2]}) == 2
 
 
 @pytest.mark.slow
@@ -95,10 +95,12 @@ def test_mixture_predictions_are_written_separately(
     """Prevents the repetition of one part from using the answers to another."""
     sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
-    written = [after(words, "--predictions") for words in ran if words[0] == "evaluate.rouge"]
+    written = [
+        after(arguments, "--predictions") for arguments in ran if arguments[0] == "evaluate.rouge"
+    ]
     assert len(set(written)) == 2
     assert written == [
-        after(words, "--score") for words in ran if words[0] == "evaluate.repetition"
+        after(arguments, "--score") for arguments in ran if arguments[0] == "evaluate.repetition"
     ]
 
 
@@ -108,13 +110,14 @@ def test_each_pretraining_dataset_has_a_trigram_baseline(
     """Prevents a pretraining mixture without baselines, and replay with one."""
     sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
-    assert [words[0] for words in ran] == ["evaluate.perplexity", "evaluate.trigram"] * 2 + [
-        "evaluate.report"
-    ]
-    assert [after(words, "--data") for words in ran[:-1]] == [
+    assert [arguments[0] for arguments in ran] == [
+        "evaluate.perplexity",
+        "evaluate.trigram",
+    ] * 2 + ["evaluate.report"]
+    assert [after(arguments, "--data") for arguments in ran[:-1]] == [
         str(each) for each in sets for _ in range(2)
     ]
-    assert [Path(after(words, "--json")).name for words in ran[:-1]] == [
+    assert [Path(after(arguments, "--json")).name for arguments in ran[:-1]] == [
         f"{what}-{name}.json"
         for name in ("wikipedia", "zhihu")
         for what in ("perplexity", "trigram")
@@ -146,7 +149,7 @@ def test_dataset_without_validation_split_is_skipped(
             PrepareOptions(workers=1, validation=0),
         )
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
-    assert [words[0] for words in ran] == ["evaluate.report"]
+    assert [arguments[0] for arguments in ran] == ["evaluate.report"]
     assert "has no validation split" in capsys.readouterr().out
 
 
@@ -158,17 +161,17 @@ def test_options_are_forwarded_to_every_evaluation(
     *ran, report = measure(
         "--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8"
     )
-    assert [words[0] for words in ran] == [
+    assert [arguments[0] for arguments in ran] == [
         "evaluate.perplexity",
         "evaluate.rouge",
         "evaluate.repetition",
         "evaluate.perplexity",
     ]
     # A limit of text counts tokens; a file of answers needs no model.
-    assert ["--limit" in words for words in ran] == [True, True, False, False]
-    assert all(after(words, "--limit") == "5" for words in ran[:2])
+    assert ["--limit" in arguments for arguments in ran] == [True, True, False, False]
+    assert all(after(arguments, "--limit") == "5" for arguments in ran[:2])
     for option in ("--device", "--quantize"):
-        assert [option in words for words in ran] == [True, True, False, True]
+        assert [option in arguments for arguments in ran] == [True, True, False, True]
     assert report[0] == "evaluate.report"
     for limit in (0, -1):
         with pytest.raises(UserError, match=f"--limit: '{limit}' is not valid"):
@@ -202,13 +205,15 @@ def test_step_folder_is_evaluated_like_its_run(
     write_manifest(step, {"step": 7})
     (best := step.with_name("best")).symlink_to(step.name)
     *ran, report = measure("--checkpoint", best)
-    assert {after(words, "--checkpoint") for words in ran if "--checkpoint" in words} == {str(best)}
-    assert {Path(after(words, "--json")).parent for words in ran} == {run / "results"}
+    assert {
+        after(arguments, "--checkpoint") for arguments in ran if "--checkpoint" in arguments
+    } == {str(best)}
+    assert {Path(after(arguments, "--json")).parent for arguments in ran} == {run / "results"}
     assert report == ["evaluate.report", str(run), "--out", str(run / "report")]
     assert f"evaluating step 7 of {run}" in capsys.readouterr().out
-    for other, said in (
+    for other, message in (
         (shard_set, "is neither a run nor one of its steps"),
         (tmp_path / "no", "does not exist: name a run"),
     ):
-        with pytest.raises(UserError, match=f"{other} {said}"):
+        with pytest.raises(UserError, match=f"{other} {message}"):
             measure("--checkpoint", other)

@@ -61,13 +61,13 @@ def test_windows_cover_every_token_once(
     """Prevents means of batch means, a lost or padded last window, a dependence on the batch."""
     stream = np.random.default_rng(0).integers(0, tokenizer.vocab_size, length)
     expected = naive(model, stream, tokenizer.characters_per_id, 64)
-    found = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
-    assert found.num_tokens == expected.num_tokens == length - 1
-    assert (found.num_correct, found.num_characters) == (
+    score = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
+    assert score.num_tokens == expected.num_tokens == length - 1
+    assert (score.num_correct, score.num_characters) == (
         expected.num_correct,
         expected.num_characters,
     )
-    assert found.total_nats == pytest.approx(expected.total_nats, rel=1e-5)
+    assert score.total_nats == pytest.approx(expected.total_nats, rel=1e-5)
 
 
 def test_metrics_match_their_definitions() -> None:
@@ -101,9 +101,9 @@ def test_files_and_their_shard_set_score_equally(
         encoding="utf-8",
     )
     shards = tmp_path / "shards"
-    with atomic_folder(shards, {"format": SHARD_FORMAT, "kind": "documents"}) as made:
-        (made / "tokenizer.model").write_bytes(tokenizer.serialized)
-        writer = SequenceWriter(made, "validation", tokenizer.vocab_size)
+    with atomic_folder(shards, {"format": SHARD_FORMAT, "kind": "documents"}) as partial_folder:
+        (partial_folder / "tokenizer.model").write_bytes(tokenizer.serialized)
+        writer = SequenceWriter(partial_folder, "validation", tokenizer.vocab_size)
         for text in texts:
             writer.add(np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]))
         writer.close()
@@ -167,7 +167,7 @@ def test_limit_counts_records_in_shard_sets(
     prepare_groups(
         [SourceGroup("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options
     )
-    words = [
+    arguments = [
         "--checkpoint",
         str(folder),
         "--device",
@@ -180,12 +180,12 @@ def test_limit_counts_records_in_shard_sets(
         ["--data", str(tmp_path / "shards"), "--split", "train"],
         ["--source", "csl", "--input", str(csl)],
     ):
-        run_command(perplexity, *words, *more, "--limit", "3")
+        run_command(perplexity, *arguments, *more, "--limit", "3")
         scored.append(json.loads(out.read_text(encoding="utf-8"))["tokens"])
     titles = [line.split("\t")[0] for line in csl.read_text(encoding="utf-8").splitlines()[:3]]
     assert scored == [sum(len(tokenizer.encode(title)) + 1 for title in titles)] * 2
     with pytest.raises(UserError, match=r"no record.*--source"):
-        run_command(perplexity, *words, "--data", str(tmp_path / "shards"))
+        run_command(perplexity, *arguments, "--data", str(tmp_path / "shards"))
 
 
 @pytest.mark.slow
@@ -296,8 +296,10 @@ def test_unreadable_documents_are_skipped_with_warning(
         "--device",
         "cpu",
     )
-    said = capsys.readouterr().out
-    assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
+    output = capsys.readouterr().out
+    assert (
+        "left out, unreadable: 2 records, the first" in output and "corpus.jsonl line 2" in output
+    )
 
 
 @pytest.mark.slow
@@ -328,5 +330,5 @@ def test_unreadable_record_is_skipped_with_warning(
         "--input",
         tmp_path / "csl.tsv",
     )
-    said = capsys.readouterr().out
-    assert "left out, unreadable: 1 records" in said and "csl.tsv line 9" in said
+    output = capsys.readouterr().out
+    assert "left out, unreadable: 1 records" in output and "csl.tsv line 9" in output

@@ -141,11 +141,11 @@ def test_answer_position_in_passage() -> None:
         "": 3,
         passage: 1,
     }
-    found = {
+    positions = {
         answer: ANSWER_POSITIONS.index(locate_answer(Question((), "问", answer, passage)))
         for answer in expected
     }
-    assert found == expected
+    assert positions == expected
 
 
 def test_sample_has_answers_at_every_position(root: Path) -> None:
@@ -185,7 +185,7 @@ def test_questions_exceeding_context_are_skipped(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "--checkpoint: is required\n--source: is required\n--input: is required"),
         (["--checkpoint", "x"], "--source: is required"),
@@ -195,7 +195,7 @@ def test_questions_exceeding_context_are_skipped(
         ),
     ],
 )
-def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], message: str) -> None:
     """Prevents a traceback, or a rate of nothing."""
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         run_command(reading, *arguments)

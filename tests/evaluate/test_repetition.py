@@ -21,14 +21,14 @@ Run = Callable[..., None]
 
 def test_repetition_scores_match_hand_computed_values() -> None:
     """Prevents n-grams across answers, distinct counts per answer, a division by zero."""
-    found = measure_repetition(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
+    metrics = measure_repetition(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
     # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁.
     # The last one is a repetition. The second has one, which is not.
-    assert found.repeated_4grams == pytest.approx(1 / 6)
-    assert found.distinct_1 == pytest.approx(4 / 13)
+    assert metrics.repeated_4grams == pytest.approx(1 / 6)
+    assert metrics.distinct_1 == pytest.approx(4 / 13)
     # Pairs: 甲乙 乙丙 丙丁 丁甲 甲乙 乙丙 丙丁 and 甲乙 乙丙 丙丁.
-    assert found.distinct_2 == pytest.approx(4 / 10)
-    assert (found.loops, found.empty, found.characters) == (0, 0.25, 13 / 4)
+    assert metrics.distinct_2 == pytest.approx(4 / 10)
+    assert (metrics.loops, metrics.empty, metrics.characters) == (0, 0.25, 13 / 4)
     assert measure_repetition([""]).repeated_4grams == measure_repetition([""]).distinct_2 == 0
 
 
@@ -67,16 +67,16 @@ def loops_plainly(text: str) -> bool:
 
 def test_loops_are_detected_at_any_position() -> None:
     """Prevents missed loops at either end, and off-by-one lengths."""
-    draw, found = random.Random(1), []
+    draw, detected = random.Random(1), []
     for _ in range(400):
         before, unit, after = (
             "".join(draw.choice("甲乙丙") for _ in range(draw.randrange(low, 9)))
             for low in (0, 1, 0)
         )
         text = before + unit * draw.randrange(1, 9) + after
-        found.append(is_looping(text))
-        assert found[-1] is loops_plainly(text), text
-    assert 100 < sum(found) < 300
+        detected.append(is_looping(text))
+        assert detected[-1] is loops_plainly(text), text
+    assert 100 < sum(detected) < 300
 
 
 def test_predictions_file_is_scored(
@@ -151,17 +151,17 @@ def test_checkpoint_is_prompted_with_source_questions(
     assert figures["tokens"] == sum(len(tokenizer.encode(row["prediction"])) for row in rows) / 2
     again = tmp_path / "again.json"
     run_command(repetition, "--score", lines, "--json", again)
-    for found in (figures, json.loads(again.read_text(encoding="utf-8"))):
-        assert (found["checkpoint"], found["step"]) == (
+    for metrics in (figures, json.loads(again.read_text(encoding="utf-8"))):
+        assert (metrics["checkpoint"], metrics["step"]) == (
             str(tmp_path / "run"),
             7,
-        ) and "weights" not in found
+        ) and "weights" not in metrics
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [repetition, rouge])
 @pytest.mark.parametrize(
-    ("said", "recorded"),
+    ("provenances", "recorded"),
     [
         ([{}, {}], {}),
         ([{"step": 7}, {"step": 8}], {}),
@@ -178,13 +178,15 @@ def test_predictions_file_step_is_common_to_all_lines(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     command: ModuleType,
-    said: list[dict[str, Any]],
+    provenances: list[dict[str, Any]],
     recorded: dict[str, Any],
 ) -> None:
     """Prevents a wrong step for answers of another program or of two models."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
     file.write_text(
-        "\n".join(json.dumps({"prediction": "好", "reference": "好", **each}) for each in said)
+        "\n".join(
+            json.dumps({"prediction": "好", "reference": "好", **each}) for each in provenances
+        )
     )
     run_command(command, "--score", file, "--json", out)
     figures = json.loads(out.read_text(encoding="utf-8"))
@@ -195,7 +197,7 @@ def test_predictions_file_step_is_common_to_all_lines(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "give what to measure"),
         (["--checkpoint", "x", "--score", "y"], "give what to measure"),
@@ -208,7 +210,7 @@ def test_predictions_file_step_is_common_to_all_lines(
         (["--score", "README.md"], "README.md line 1: not valid JSON"),
     ],
 )
-def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], message: str) -> None:
     """Prevents a traceback for a wrong path, or a silent zero."""
-    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
         run_command(repetition, *arguments)

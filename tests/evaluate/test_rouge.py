@@ -74,11 +74,11 @@ def test_checkpoint_is_scored_on_full_answers(
     assert [row["prediction"] for row in rows] == [*(title for title, _ in truth[:3]), "方法"]
     figures = json.loads(out.read_text(encoding="utf-8"))
     last = compute_rouge("方法", truth[3][0])
-    for kind, found in figures["scores"]["characters"].items():
+    for kind, score in figures["scores"]["characters"].items():
         expected = last[kind.removeprefix("rouge-")]
-        assert found["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
-        assert found["f"]["mean"] == pytest.approx((3 + expected.f) / 4)
-        assert found["f"]["low"] < found["f"]["mean"] < found["f"]["high"]
+        assert score["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
+        assert score["f"]["mean"] == pytest.approx((3 + expected.f) / 4)
+        assert score["f"]["low"] < score["f"]["mean"] < score["f"]["high"]
     assert (figures["examples"], figures["stopped"], figures["trimmed"]) == (
         4,
         4,
@@ -211,12 +211,12 @@ def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, n
         "runs/x",
     )
     figures = json.loads(out.read_text(encoding="utf-8"))
-    found = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
+    score = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
     if name == "first20":
-        assert found == pytest.approx(
+        assert score == pytest.approx(
             sum(compute_rouge(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60
         )
-    assert 0.05 < found < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
+    assert 0.05 < score < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ('{"prediction": "甲", "reference": "乙"', "line 3: not valid JSON"),
         ('{"prediction": "甲"}', "line 3: has no string 'reference'"),
@@ -243,17 +243,17 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
     ],
 )
 def test_bad_line_error_names_the_line(
-    run_command: Run, tmp_path: Path, line: str, words: str
+    run_command: Run, tmp_path: Path, line: str, message: str
 ) -> None:
     """Prevents lines that are silently left out of the score."""
     file = tmp_path / "p.jsonl"
     file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=f"p.jsonl {words}"):
+    with pytest.raises(UserError, match=f"p.jsonl {message}"):
         run_command(rouge, "--score", file)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "nothing to score"),
         (["--baseline", "first20"], "nothing to score"),
@@ -268,9 +268,9 @@ def test_bad_line_error_names_the_line(
         (["--baseline", "first20", "--source", "csl", "--input", "no/such.tsv"], "no such file"),
     ],
 )
-def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], message: str) -> None:
     """Prevents a traceback, or results for other inputs."""
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         run_command(rouge, *arguments)
 
 

@@ -59,8 +59,8 @@ class BruteForce:
         lower = self.probability(gram[1:])
         if not followers:
             return lower
-        kept = max(order[gram] - discount, 0)
-        return (kept + discount * len(followers) * lower) / sum(followers)
+        discounted_count = max(order[gram] - discount, 0)
+        return (discounted_count + discount * len(followers) * lower) / sum(followers)
 
 
 def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
@@ -87,24 +87,24 @@ def test_trigram_probabilities_match_dictionary_implementation(
     expected = [
         reference.probability(tuple(gram[1:] if gram[0] < 0 else gram)) for gram in queries.tolist()
     ]
-    found, discounts = compute_probabilities(Stream(ids), queries, size)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    probabilities, discounts = compute_probabilities(Stream(ids), queries, size)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-10)
     np.testing.assert_allclose(discounts, reference.discounts, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("context", ["seen", "pair never seen", "middle never seen", "one token"])
-def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
-    """Catch lost or doubled probability mass, and words without any."""
+def test_the_probabilities_of_all_tokens_sum_to_one(context: str) -> None:
+    """Catch lost or doubled probability mass, and tokens without any."""
     size, ids = 40, skewed(5, 600, 40)
     pairs = {"seen": ids[10:12], "one token": [-1, ids[3]], "middle never seen": [1, size - 1]}
     seen = set(zip(ids.tolist(), ids[1:].tolist(), strict=False))
     pairs["pair never seen"] = next(
         (u, v) for u in ids.tolist() for v in ids.tolist() if (u, v) not in seen
     )
-    queries = np.array([[*pairs[context], word] for word in range(size)], dtype=np.int64)
-    found, _ = compute_probabilities(Stream(ids), queries, size)
-    assert found.min() > 0
-    assert math.isclose(found.sum(), 1, abs_tol=1e-12)
+    queries = np.array([[*pairs[context], token] for token in range(size)], dtype=np.int64)
+    probabilities, _ = compute_probabilities(Stream(ids), queries, size)
+    assert probabilities.min() > 0
+    assert math.isclose(probabilities.sum(), 1, abs_tol=1e-12)
 
 
 def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +131,9 @@ def test_trigram_keys_do_not_collide_for_largest_ids() -> None:
     ids = np.tile(np.array([64_999, 0, 64_999, 64_998, 1, 0, 64_999], dtype=np.uint16), 3)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
     reference = BruteForce(ids.tolist(), size)
-    found, _ = compute_probabilities(Stream(ids), queries, size)
+    probabilities, _ = compute_probabilities(Stream(ids), queries, size)
     np.testing.assert_allclose(
-        found, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10
+        probabilities, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10
     )
 
 
@@ -183,8 +183,8 @@ def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
     expected = [
         reference.probability(tuple(ids[max(i - 2, 0) : i + 1])) for i in range(1, len(ids))
     ]
-    found, _ = compute_probabilities(train, queries, tokenizer.vocab_size)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=0)
+    probabilities, _ = compute_probabilities(train, queries, tokenizer.vocab_size)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-10, atol=0)
     assert 3 < score.loss < math.log(tokenizer.vocab_size), (
         "worse than guessing: something is misaligned"
     )
@@ -196,10 +196,10 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     train, validation = real.load_text("train"), real.load_text("validation")
     ids = validation.read_stream(0, validation.num_tokens)
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
-    found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
+    probabilities, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
     assert math.isclose(
         score_trigram_baseline(real, max_partition_positions=800).loss,
-        -np.log(found).mean(),
+        -np.log(probabilities).mean(),
         rel_tol=1e-12,
     )
 

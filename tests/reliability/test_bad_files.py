@@ -203,7 +203,7 @@ def test_unrepresentable_value_rejects_only_its_row(parquet: Callable[..., Path]
     good, bad = read_good_and_bad("jsonl", parquet(text=text))
     assert good == [Document("a"), Document("b")] and [record.line for record in bad] == [2]
     times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
-    good, bad = read_good_and_bad("jsonl", parquet(text=["a", "b", "c"], made=times))
+    good, bad = read_good_and_bad("jsonl", parquet(text=["a", "b", "c"], created=times))
     assert good == [Document("a"), Document("c")] and [record.line for record in bad] == [2]
 
 

@@ -63,7 +63,7 @@ INTERNAL = {
 def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the table names, by name."""
     folder = tmp_path_factory.mktemp("places")
-    made = {
+    paths = {
         name: folder / name
         for name in (
             "corpus",
@@ -92,8 +92,8 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             *(f"{kind}_yaml" for kind in ("list", "date", "deep", "bomb", "number", "code")),
         )
     }
-    made["tokenizer"] = root / "assets" / "tokenizer"
-    made["corpus"].write_text(
+    paths["tokenizer"] = root / "assets" / "tokenizer"
+    paths["corpus"].write_text(
         "".join(
             json.dumps(
                 {"text": f"第{n}篇：春天来了，村里的人都出门去看花。{chr(0x4E00 + 7 * n) * 30}"}
@@ -102,16 +102,16 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             for n in range(30)
         )
     )
-    made["tsv"].write_text(
+    paths["tsv"].write_text(
         "".join(f"标题{n}\t文章{n}{chr(0x4E00 + n) * 40}\n" for n in range(30)), encoding="utf-8"
     )
-    made["empty"].touch()
-    made["folder"].mkdir()
-    (made["folder"] / ".hidden").touch()  # an empty folder may become a run, or a shard set
-    made["huge"].write_text("# " + "x" * (2 << 20))
-    made["binary"].write_bytes(b"\xff\xfe\0")
-    made["archive"].write_bytes(b"PK\x03\x04rest")
-    made["surrogate"].write_text('{"prediction": "\\ud800", "reference": "a"}\n')
+    paths["empty"].touch()
+    paths["folder"].mkdir()
+    (paths["folder"] / ".hidden").touch()  # an empty folder may become a run, or a shard set
+    paths["huge"].write_text("# " + "x" * (2 << 20))
+    paths["binary"].write_bytes(b"\xff\xfe\0")
+    paths["archive"].write_bytes(b"PK\x03\x04rest")
+    paths["surrogate"].write_text('{"prediction": "\\ud800", "reference": "a"}\n')
     for kind, text in {
         "list": "- 1",
         "date": "note: 2024-13-45",
@@ -121,24 +121,24 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         "bomb": "a: &a [x,x]\n"
         + "".join(f"{b}: &{b} [*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
     }.items():
-        made[f"{kind}_yaml"].write_text(text)
+        paths[f"{kind}_yaml"].write_text(text)
     options = PrepareOptions(workers=1)
     prepare_groups(
-        [SourceGroup("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options
+        [SourceGroup("jsonl", (str(paths["corpus"]),))], paths["text"], paths["tokenizer"], options
     )
     prepare_groups(
-        [SourceGroup("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options
+        [SourceGroup("csl", (str(paths["tsv"]),))], paths["pairs"], paths["tokenizer"], options
     )
-    shutil.copytree(made["text"], made["broken_set"])
-    next(made["broken_set"].glob("train-*.offsets.npy")).unlink()
-    _models(made)
-    write_json(made["young"] / "run.json", {"fingerprints": {}, "shards": []})
-    (made["broken_run"]).mkdir()
-    (made["broken_run"] / "run.json").write_text("{")
+    shutil.copytree(paths["text"], paths["broken_set"])
+    next(paths["broken_set"].glob("train-*.offsets.npy")).unlink()
+    _models(paths)
+    write_json(paths["young"] / "run.json", {"fingerprints": {}, "shards": []})
+    (paths["broken_run"]).mkdir()
+    (paths["broken_run"] / "run.json").write_text("{")
     assert not torch.cuda.is_available()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield {
-            **{name: str(path) for name, path in made.items()},
+            **{name: str(path) for name, path in paths.items()},
             "long": str(folder / ("x" * 5000)),
             "brackets": "[" * 2000,
             "digits": "1" * 5000,
@@ -146,7 +146,7 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         }
 
 
-def _models(made: dict[str, Path]) -> None:
+def _models(paths: dict[str, Path]) -> None:
     """A checkpoint that is sound, and copies with a fault each."""
     config = LlamaConfig(
         vocab_size=8192,
@@ -157,40 +157,40 @@ def _models(made: dict[str, Path]) -> None:
         num_key_value_heads=2,
         max_position_embeddings=512,
     )
-    made["model"].mkdir()
+    paths["model"].mkdir()
     weights.save_checkpoint(
-        Llama(config).init_weights(0), load_tokenizer(made["tokenizer"]), made["model"]
+        Llama(config).init_weights(0), load_tokenizer(paths["tokenizer"]), paths["model"]
     )
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
-        shutil.copytree(made["model"], made[name])
+        shutil.copytree(paths["model"], paths[name])
     for name, change in {
         "qwen": {"model_type": "qwen2"},
         "other_shape": {"intermediate_size": 48},
         "other_vocabulary": {"vocab_size": 100},
     }.items():
-        write_json(made[name] / "config.json", {**config.to_hf(), **change})
-    (made["no_tokenizer"] / "tokenizer.model").unlink()
-    file = made["cut"] / "model.safetensors"
+        write_json(paths[name] / "config.json", {**config.to_hf(), **change})
+    (paths["no_tokenizer"] / "tokenizer.model").unlink()
+    file = paths["cut"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     write_checksummed_json(
-        made["damaged"] / "manifest.json",
+        paths["damaged"] / "manifest.json",
         {
             "files": {
                 "model.safetensors": {
-                    "bytes": (made["damaged"] / "model.safetensors").stat().st_size,
+                    "bytes": (paths["damaged"] / "model.safetensors").stat().st_size,
                     "sha256": "0" * 64,
                 }
             }
         },
     )
-    shutil.copytree(made["model"], made["adapter"])
-    (made["adapter"] / "model.safetensors").rename(made["adapter"] / "adapter_model.safetensors")
+    shutil.copytree(paths["model"], paths["adapter"])
+    (paths["adapter"] / "model.safetensors").rename(paths["adapter"] / "adapter_model.safetensors")
     write_json(
-        made["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(made["nowhere"])}
+        paths["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(paths["nowhere"])}
     )
-    export_hf(made["model"], made["foreign"])
+    export_hf(paths["model"], paths["foreign"])
     for name in ("manifest.json", "tokenizer.model"):
-        (made["foreign"] / name).unlink()
+        (paths["foreign"] / name).unlink()
 
 
 def test_bad_options_table_is_well_formed() -> None:
@@ -205,14 +205,14 @@ def test_every_command_has_bad_option_cases(root: Path) -> None:
     """A new command whose mistakes are tracebacks, or one that `run_main` does not watch over."""
     programs = {}
     for path in root.glob("[!.]*/**/*.py"):
-        if found := re.search(
+        if match := re.search(
             r'^if __name__ == "__main__":\n    (\w+)',
             path.read_text(encoding="utf-8"),
             re.MULTILINE,
         ):
             programs[
                 ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
-            ] = found[1]
+            ] = match[1]
     commands = {name for name, called in programs.items() if called == "run_main"} - INTERNAL
     others = set(programs) - commands - INTERNAL
     assert all(name.startswith("tests.") for name in others)
@@ -236,20 +236,20 @@ def test_bad_option_error_is_one_line_naming_it(
     for short, long in SHORT.items():
         command = command.replace(short, long)
     new = tmp_path / "new"
-    words = [word.format(**places, new=new) for word in shlex.split(command)]
+    arguments = [argument.format(**places, new=new) for argument in shlex.split(command)]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the command went on to talk"))
-    module = importlib.import_module(words[0])
+    module = importlib.import_module(arguments[0])
     with pytest.raises(SystemExit) as left:
         run_main(
             (
-                importlib.import_module(f"{words[0]}.__main__")
+                importlib.import_module(f"{arguments[0]}.__main__")
                 if hasattr(module, "__path__")
                 else module
             ).main
         )
-    said = [
+    error_lines = [
         line
         for line in capsys.readouterr().err.replace("\r", "\n").split("\n")
         if line.strip()
@@ -257,12 +257,12 @@ def test_bad_option_error_is_one_line_naming_it(
         and "B/s" not in line
         and not line.startswith(("模型", "提示", "preparing:", "reading:", "scoring:", "turns:"))
     ]
-    assert left.value.code == 2, said
+    assert left.value.code == 2, error_lines
     parts = [part.strip().format(**places, new=new) for part in expected.split(" | ")]
-    assert all(part in "\n".join(said) for part in parts), said
+    assert all(part in "\n".join(error_lines) for part in parts), error_lines
     # One line for each mistake; the rows with several lack several required options.
-    assert said and all(line.startswith("error: ") for line in said)
-    assert len(said) == max(1, sum("is required" in part for part in parts))
+    assert error_lines and all(line.startswith("error: ") for line in error_lines)
+    assert len(error_lines) == max(1, sum("is required" in part for part in parts))
     assert not new.exists()
 
 

@@ -151,13 +151,13 @@ def test_missing_compiler_falls_back_to_eager(compiled: Path) -> None:
     """Catch a run that ends, or prints a page, for want of a C compiler that it can do without."""
     stderr = (compiled / "without.err").read_text()
     assert (compiled / "without.out").read_text() == "goes on\n", stderr
-    (said,) = (
+    (warning,) = (
         line for line in stderr.splitlines() if not line.startswith("W")
     )  # torch's own log lines
-    assert said.startswith(
+    assert warning.startswith(
         "warning: torch.compile does not work here, training goes on without it: "
     )
-    assert "compiler" in said.rpartition("without it: ")[2] and len(said) < 400
+    assert "compiler" in warning.rpartition("without it: ")[2] and len(warning) < 400
 
 
 def test_toolchain_error_is_reported_with_reason(
@@ -175,8 +175,8 @@ def test_toolchain_error_is_reported_with_reason(
 
         monkeypatch.setattr(torch, "compile", broken)
         assert not can_compile(small())
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "Failed to find C" in said and "VERBOSE" not in said
+        output = capsys.readouterr().err
+        assert output.count("\n") == 1 and "Failed to find C" in output and "VERBOSE" not in output
 
 
 @pytest.mark.slow

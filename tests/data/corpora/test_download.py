@@ -158,7 +158,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["wikpedia"], "did you mean wikipedia"),
         (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
@@ -166,7 +166,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
         (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: unknown part"),
     ],
 )
-def test_command_line_error_is_one_line(words: list[str], message: str) -> None:
+def test_command_line_error_is_one_line(arguments: list[str], message: str) -> None:
     """Prevents tracebacks for mistakes on the command line."""
     with pytest.raises(UserError, match=message):
-        command.main(words)
+        command.main(arguments)

@@ -250,7 +250,7 @@ def test_unknown_name_error_suggests_similar_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "cure"),
+    ("name", "hint"),
     [
         ("csl,redgpt", r"did you mean csl\+redgpt\?"),
         ("csl、redgpt:0.5", r"did you mean csl\+redgpt:0\.5\?"),
@@ -258,9 +258,9 @@ def test_unknown_name_error_suggests_similar_names() -> None:
         ("csl,nothing", "the names are sample"),
     ],
 )
-def test_mixture_can_be_a_list(name: str, cure: str) -> None:
+def test_mixture_can_be_a_list(name: str, hint: str) -> None:
     """Prevents thirteen suggestions for a list of two correct names."""
-    with pytest.raises(UserError, match=f"unknown data set.*; {cure}"):
+    with pytest.raises(UserError, match=f"unknown data set.*; {hint}"):
         resolve_shard_set(name)
 
 

@@ -305,7 +305,7 @@ def test_unclosed_brackets_are_one_bad_record() -> None:
 )
 def test_unexpected_character_is_named(data: bytes, problem: str) -> None:
     """Prevents a message that says that something is wrong, but not what stands there."""
-    problems = [found for _, _, found in elements(data) if found is not None]
+    problems = [error for _, _, error in elements(data) if error is not None]
     assert len(problems) == 1 and problems[0].partition(";")[0] == problem
 
 

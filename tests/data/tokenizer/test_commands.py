@@ -27,7 +27,7 @@ from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "assets" / "tokenizer"
 TRAIN = ("train", "--vocabulary", 320, "--sentences", 500, "--input")
-WORDS = [
+FRAGMENTS = [
     "春天",
     "来了",
     "小河",
@@ -50,7 +50,7 @@ WORDS = [
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write three files for three sources."""
     folder, dice = tmp_path_factory.mktemp("corpus"), random.Random(1)
-    texts = ["\n".join("".join(dice.choices(WORDS, k=12)) for _ in range(8)) for _ in range(90)]
+    texts = ["\n".join("".join(dice.choices(FRAGMENTS, k=12)) for _ in range(8)) for _ in range(90)]
     (folder / "plain.txt").write_text("\n\n".join(texts[:30]), encoding="utf-8")
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts[30:60]]
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")

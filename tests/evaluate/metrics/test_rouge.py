@@ -92,28 +92,31 @@ def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
                 plain = rouge_chinese.Rouge().get_scores(
                     " ".join(units(text)), " ".join(units(title))
                 )[0]
-                found = compute_rouge(text, title, units)
+                scores = compute_rouge(text, title, units)
                 for kind in ROUGE_VARIANTS:
                     theirs = plain[f"rouge-{kind}"]
-                    assert (found[kind].precision, found[kind].recall, found[kind].f) == (
+                    assert (scores[kind].precision, scores[kind].recall, scores[kind].f) == (
                         theirs["p"],
                         theirs["r"],
                         theirs["f"],
                     )
 
 
-def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[float, float]:
+def by_definition(
+    prediction: list[str], reference: list[str], n: int | None
+) -> tuple[float, float]:
     """Return precision and recall, from sets of n-grams or the LCS table."""
     if n is None:
-        table = np.zeros((len(said) + 1, len(wanted) + 1), int)
-        for i, one in enumerate(said):
-            for j, other in enumerate(wanted):
+        table = np.zeros((len(prediction) + 1, len(reference) + 1), int)
+        for i, one in enumerate(prediction):
+            for j, other in enumerate(reference):
                 table[i + 1, j + 1] = (
                     table[i, j] + 1 if one == other else max(table[i, j + 1], table[i + 1, j])
                 )
-        return table[-1, -1] / len(said), table[-1, -1] / len(wanted)
+        return table[-1, -1] / len(prediction), table[-1, -1] / len(reference)
     first, second = (
-        {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for text in (said, wanted)
+        {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+        for text in (prediction, reference)
     )
     return len(first & second) / max(len(first), 1), len(first & second) / max(len(second), 1)
 
@@ -123,12 +126,12 @@ def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[fl
 @settings(deadline=None, max_examples=100)
 def test_scores_match_definition_on_any_text(prediction: str, reference: str) -> None:
     """Prevents sentence patterns of rouge-chinese from losing or adding units."""
-    said, wanted = split_characters(prediction), split_characters(reference)
-    if said and wanted:
-        found = compute_rouge(prediction, reference)
+    prediction_units, reference_units = split_characters(prediction), split_characters(reference)
+    if prediction_units and reference_units:
+        scores = compute_rouge(prediction, reference)
         for kind, n in zip(ROUGE_VARIANTS, (1, 2, None), strict=True):
-            assert (found[kind].precision, found[kind].recall) == pytest.approx(
-                by_definition(said, wanted, n)
+            assert (scores[kind].precision, scores[kind].recall) == pytest.approx(
+                by_definition(prediction_units, reference_units, n)
             )
 
 

@@ -22,10 +22,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
     """Prevents scores without the data, model and command of the run."""
     read = render_report(*two)
-    made = json.loads((two[0] / "run.json").read_text())["made"]
+    environment = json.loads((two[0] / "run.json").read_text())["made"]
     assert read.tables[0][0] == ["run", f"1 · {two[0]}", f"2 · {two[1]}"]
-    assert made["command"] and read.find_row("command") == [made["command"]] * 2
-    assert read.find_row("commit") == [made["commit"] or MISSING] * 2
+    assert environment["command"] and read.find_row("command") == [environment["command"]] * 2
+    assert read.find_row("commit") == [environment["commit"] or MISSING] * 2
     assert read.find_row("data") == ["sample · dddddddddddd"] * 2
     assert read.find_row("tokenizer") == ["100 pieces · eeeeeeeeeeee"] * 2
     assert read.find_row("parameters") == [f"{MODEL_CONFIG.num_parameters:,} · babyllama-3m"] * 2

@@ -27,14 +27,14 @@ def test_curves_plot_logged_values(tmp_path: Path) -> None:
         )
         for run, losses in drawn.items()
     ]
-    found = render_report(*folders).svgs_by_alt()
-    assert list(found) == [
+    svgs = render_report(*folders).svgs_by_alt()
+    assert list(svgs) == [
         "train loss over steps",
         "validation loss over steps",
         "validation rouge l over steps",
     ]
     scores = (lambda loss: loss, lambda loss: loss / 2, lambda loss: 1 / loss)
-    for picture, score in zip(found.values(), scores, strict=True):
+    for picture, score in zip(svgs.values(), scores, strict=True):
         points = {
             run: np.array([[10 * step, score(loss)] for step, loss in enumerate(losses, 1)])
             for run, losses in drawn.items()

@@ -27,9 +27,9 @@ def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
         [3.0, 2.0],
         {10: {"loss": 2.0, HOSTILE: 0.5, "中文": 0.5}},
     )
-    made = json.loads((folder / "run.json").read_text())
-    made["made"]["command"] = HOSTILE
-    write_json(folder / "run.json", made)
+    run_info = json.loads((folder / "run.json").read_text())
+    run_info["made"]["command"] = HOSTILE
+    write_json(folder / "run.json", run_info)
     write_json(folder / "results" / f"{HOSTILE.replace('/', '⁄')}.json", {HOSTILE: HOSTILE})
     (folder / "config.yaml").write_text(json.dumps({HOSTILE: HOSTILE}))
     log = MetricsLog(folder, 100)

@@ -107,7 +107,7 @@ def test_user_errors_name_the_folder_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("results/rouge.json", "{", "cannot be read as JSON"),
         ("results/rouge.json", "[1]", "expected a JSON object"),
@@ -124,12 +124,12 @@ def test_user_errors_name_the_folder_in_one_line(
     ],
 )
 def test_corrupted_file_is_named(
-    two: tuple[Path, Path], file: str, content: str, words: str
+    two: tuple[Path, Path], file: str, content: str, message: str
 ) -> None:
     """Prevents results that are silently left out because of a damaged file."""
     (two[0] / "results").mkdir(exist_ok=True)
     (two[0] / file).write_text(content)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         render_report(*two)
     assert all(line.startswith(str(two[0])) for line in str(error.value).splitlines())
 

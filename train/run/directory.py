@@ -126,18 +126,21 @@ class RunDir:
         )
         differences = find_differences(stored, record)
         if differences:
+            remedy = (
+                "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
+                f"values again; they are in {self.folder / CONFIG_FILE}"
+            )
+            if any(difference.startswith("data: ") for difference in differences):
+                remedy += (
+                    "; or, if only the version of this program has changed, which prepares the "
+                    f"data in another form now, train the weights on: BASE={self.folder} (--base) "
+                    "with another RUN"
+                )
             lines = [
                 f"{self.folder} was started with other values (old -> new):",
                 *(f"  {difference}" for difference in differences),
-                "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
-                f"values again; they are in {self.folder / CONFIG_FILE}",
+                remedy,
             ]
-            if any(difference.startswith("data: ") for difference in differences):
-                lines.append(
-                    "if the data has not changed, an earlier version of this program prepared it "
-                    f"in another form: train the weights on with BASE={self.folder} (--base) and "
-                    "another RUN"
-                )
             raise UserError("\n".join(lines))
 
     def _find_start_checkpoint(self) -> None:

@@ -1,5 +1,6 @@
 """Passages of Wikipedia, from a local server that answers like Wikipedia's API."""
 
+import contextlib
 import json
 import threading
 import time
@@ -83,10 +84,12 @@ class WikipediaHandler(BaseHTTPRequestHandler):
         self.send(200, json.dumps({"batchcomplete": "", "query": result}).encode())
 
     def send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        # A client that did not wait has closed the connection.
+        with contextlib.suppress(ConnectionError):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass

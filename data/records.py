@@ -41,17 +41,21 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation(Record):
-    """One or more turns, about a reference passage if there is one."""
+    """One or more turns, about a reference passage if there is one.
+
+    `system` is the system text, an instruction to the assistant for all turns, or empty.
+    """
 
     turns: tuple[Turn, ...]
     reference: str = ""
+    system: str = ""
 
     def plain_text(self) -> str:
-        """Return reference, questions and answers, joined by newlines.
+        """Return reference, system text, questions and answers, joined by newlines.
 
-        Without a reference the first line is empty; deduplication ignores white space.
+        Without the first two, their lines are empty; deduplication ignores white space.
         """
-        texts = [self.reference]
+        texts = [self.reference, self.system]
         for turn in self.turns:
             texts += [turn.question, turn.answer]
         return "\n".join(texts)

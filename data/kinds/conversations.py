@@ -25,7 +25,9 @@ class ConversationKind(RecordKind[Conversation]):
         """Return the ids of each conversation, and the spans of its answers with their `<eos>`."""
         segments = [
             template.segments(
-                [(turn.question, turn.answer) for turn in record.turns], record.reference
+                [(turn.question, turn.answer) for turn in record.turns],
+                record.reference,
+                record.system,
             )
             for record in records
         ]

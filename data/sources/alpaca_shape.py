@@ -11,21 +11,24 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, list_keys, parse_json_object, require_text
 from data.sources.dialogue import Message, build_conversation
 
-_QUESTION_FIELDS = ("system", "instruction", "input")
+_QUESTION_FIELDS = ("instruction", "input")
 
 
 def parse_alpaca(data: bytes) -> Conversation:
-    """Return the turns of the history, then one of the system text, instruction, input and output.
+    """Return the turns of the history, then one of the instruction, input and output.
 
-    The last question is the system text, the instruction and the input, one line each. Raises
-    SchemaError if a field is missing or not text.
+    The last question is the instruction and the input, one line each. A system text is for the
+    whole conversation. Raises SchemaError if a field is missing or not text.
     """
     row = parse_json_object(data)
     if not {"instruction", "input"} & row.keys():
         raise SchemaError(
             f"there is no field 'instruction' or 'input'; there are: {list_keys(row)}"
         )
-    messages = _parse_history(row.get("history"))
+    messages: list[Message] = []
+    if row.get("system") is not None:
+        messages.append(("system", require_text(row, "system")))
+    messages += _parse_history(row.get("history"))
     for field in _QUESTION_FIELDS:
         if row.get(field) is not None:
             messages.append(("human", require_text(row, field)))

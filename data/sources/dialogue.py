@@ -8,7 +8,8 @@ from typing import Any, Literal
 from data.records import Conversation, Turn
 from data.sources.base import SchemaError
 
-Speaker = Literal["human", "assistant"]
+# A system message is an instruction to the assistant, for the whole conversation.
+Speaker = Literal["system", "human", "assistant"]
 Message = tuple[Speaker, str]
 # A speaker's name stands at the beginning of a line: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
 _SPEAKER_PATTERN = re.compile(
@@ -22,10 +23,11 @@ def build_conversation(messages: Iterable[Message], reference: str = "") -> Conv
 
     `reference` is the passage that the conversation is about, if there is one. Consecutive messages
     of one speaker are joined, one line each. If the assistant speaks first, the first question is
-    empty. A last question without an answer is left out. Raises SchemaError for any other empty
-    question, for an empty answer, and if there is no answer at all.
+    empty; it may be if there is a system text. A last question without an answer is left out.
+    Raises SchemaError for any other empty question, for an empty answer, if there is no answer at
+    all, and as `split_system` does.
     """
-    merged_messages = _merge_messages(messages)
+    system, merged_messages = split_system(messages)
     if merged_messages and merged_messages[-1][0] == "human":
         merged_messages.pop()
         if not merged_messages:
@@ -39,17 +41,33 @@ def build_conversation(messages: Iterable[Message], reference: str = "") -> Conv
         texts.insert(0, "")
     turns = tuple(itertools.starmap(Turn, zip(texts[::2], texts[1::2], strict=True)))
     for number, turn in enumerate(turns, 1):
-        if not turn.question and not (assistant_first and number == 1):
+        if not turn.question and not (number == 1 and (assistant_first or system)):
             raise SchemaError(f"question {number} of {len(turns)} is empty")
         if not turn.answer:
             raise SchemaError(f"answer {number} of {len(turns)} is empty")
-    return Conversation(turns, reference.strip())
+    return Conversation(turns, reference.strip(), system)
+
+
+def split_system(messages: Iterable[Message]) -> tuple[str, list[Message]]:
+    """Return the system text, which may be empty, and the other messages in turn.
+
+    Consecutive messages of one speaker are joined, one line each, without white space around them.
+    Training and serving share this function. Raises SchemaError for a system message after the
+    others: a chat template has one place for it, at the beginning.
+    """
+    merged = _merge_messages(messages)
+    system = merged.pop(0)[1] if merged and merged[0][0] == "system" else ""
+    if any(message[0] == "system" for message in merged):
+        raise SchemaError("a system message stands after the first question or answer")
+    return system, merged
 
 
 def _merge_messages(messages: Iterable[Message]) -> list[Message]:
     """Join consecutive messages of one speaker, one line each; empty messages add no line."""
     merged: list[Message] = []
-    for speaker, group in itertools.groupby(messages, key=lambda message: message[0]):
+    # An empty system text is none: it does not separate the messages around it.
+    spoken = (message for message in messages if message[0] != "system" or message[1].strip())
+    for speaker, group in itertools.groupby(spoken, key=lambda message: message[0]):
         texts = [message.strip() for _, message in group]
         merged.append((speaker, "\n".join(filter(None, texts))))
     return merged

@@ -6,18 +6,17 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# System and developer messages are instructions to the assistant: they become the beginning of the
-# first question.
+# Newer models call a system message a developer message.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "user": "human",
-    "system": "human",
-    "developer": "human",
+    "system": "system",
+    "developer": "system",
     "assistant": "assistant",
 }
 
 
 def parse_openai(data: bytes) -> Conversation:
-    """Return the messages as turns; a system text becomes the beginning of the first question.
+    """Return the messages as turns, and the system text.
 
     Raises SchemaError if there is no list of messages, for tool calls, for content other than text,
     for unknown roles, and as `build_conversation` does.
@@ -27,7 +26,6 @@ def parse_openai(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'messages' is {type(raw_messages).__name__}, not a list of messages"
         )
-    # `build_conversation` joins a system text with the question after it.
     messages: list[Message] = []
     for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):
@@ -35,10 +33,7 @@ def parse_openai(data: bytes) -> Conversation:
         speaker = resolve_speaker(message.get("role"), SPEAKER_BY_ROLE, number)
         if message.get("tool_calls") or message.get("function_call"):
             raise SchemaError(f"message {number} calls a tool")
-        text = _message_text(message.get("content"), number)
-        # An empty system text is not a question: the assistant may speak first after it.
-        if message["role"] not in ("system", "developer") or text.strip():
-            messages.append((speaker, text))
+        messages.append((speaker, _message_text(message.get("content"), number)))
     return build_conversation(messages)
 
 

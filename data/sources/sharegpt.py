@@ -6,19 +6,17 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# A system message is an instruction to the assistant: it becomes the beginning of the first
-# question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "human": "human",
     "user": "human",
-    "system": "human",
+    "system": "system",
     "gpt": "assistant",
     "assistant": "assistant",
 }
 
 
 def parse_sharegpt(data: bytes) -> Conversation:
-    """Return the messages as turns; a system text becomes the beginning of the first question.
+    """Return the messages as turns, and the system text: `system`, system messages, or both.
 
     Raises SchemaError if there is no list of messages, for a message without text, for roles other
     than human, assistant and system, such as a tool, and as `build_conversation` does.
@@ -29,10 +27,9 @@ def parse_sharegpt(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
         )
-    # `build_conversation` joins a system text with the question after it.
     messages: list[Message] = []
-    if row.get("system") is not None and (system_text := require_text(row, "system").strip()):
-        messages.append(("human", system_text))
+    if row.get("system") is not None:
+        messages.append(("system", require_text(row, "system")))
     for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):
             raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
@@ -40,9 +37,7 @@ def parse_sharegpt(data: bytes) -> Conversation:
         text = message.get("value")
         if not isinstance(text, str):
             raise SchemaError(f"message {number} has no text in 'value'")
-        # An empty system text is not a question: the assistant may speak first after it.
-        if message["from"] != "system" or text.strip():
-            messages.append((speaker, text))
+        messages.append((speaker, text))
     return build_conversation(messages)
 
 

@@ -32,7 +32,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert [stored.record(index) for index in range(len(stored))] == RECORDS
     paths = sorted(tmp_path.glob("*.records.jsonl"))
     lines = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in paths]
-    first = {"turns": [{"question": "一\n二", "answer": "答"}], "reference": ""}
+    first = {"turns": [{"question": "一\n二", "answer": "答"}], "reference": "", "system": ""}
     assert len(lines) == 3 and json.loads("".join(lines[0])) == first
 
 

@@ -133,6 +133,7 @@ def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> Non
         if isinstance(record, Conversation):
             texts = [
                 record.reference,
+                record.system,
                 *(text for turn in record.turns for text in (turn.question, turn.answer)),
             ]
             assert squeezed("\n".join(texts)) == texts_of(row)
@@ -266,10 +267,18 @@ def test_deepctrl_history_precedes_the_question() -> None:
     assert turns("deepctrl", {**row, "history": None}) == turns("deepctrl", {**row, "history": []})
 
 
-def test_system_text_precedes_first_question() -> None:
-    """Prevents a system text from being lost."""
-    row = {"system": "你是老师。", "instruction": "问", "input": "", "output": "答"}
-    assert turns("alpaca", row) == [("你是老师。\n问", "答")]
+def test_alpaca_system_text_is_for_the_whole_conversation() -> None:
+    """Prevents a system text from being lost, and from standing in the last question alone."""
+    row = {"system": " 你是老师。\n", "instruction": "问", "input": "", "output": "答"}
+    turn, earlier_turn = Turn("问", "答"), Turn("一", "二")
+    assert parse("alpaca", row) == Conversation((turn,), system="你是老师。")
+    row_without_question = {"system": "问好。", "instruction": "", "output": "你好"}
+    assert parse("alpaca", row_without_question) == Conversation(
+        (Turn("", "你好"),), system="问好。"
+    )
+    row["history"] = [["一", "二"]]
+    for name in ("alpaca", "deepctrl"):
+        assert parse(name, row) == Conversation((earlier_turn, turn), system="你是老师。")
 
 
 # Belle 0.8M
@@ -328,12 +337,16 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
         ("human", "没有人回答"),
     ]
     row = {"conversations": [{"from": who, "value": text} for who, text in texts]}
-    assert turns("sharegpt", row) == [("你是老师。\n一\n一乙", "二\n二乙"), ("三", "四")]
+    assert parse("sharegpt", row) == Conversation(
+        (Turn("一\n一乙", "二\n二乙"), Turn("三", "四")), system="你是老师。"
+    )
     row = {
         "system": "你是老师。",
         "conversations": [{"from": "human", "value": "一"}, {"from": "gpt", "value": "二"}],
     }
-    assert turns("sharegpt", row) == [("你是老师。\n一", "二")]
+    assert parse("sharegpt", row) == Conversation((Turn("一", "二"),), system="你是老师。")
+    row["conversations"].insert(0, {"from": "system", "value": "说中文。"})
+    assert parse("sharegpt", row).system == "你是老师。\n说中文。"
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
@@ -371,7 +384,9 @@ def test_openai_content_is_string_or_text_parts() -> None:
         ("assistant", parts[:1]),
     ]
     row = {"messages": [{"role": role, "content": content} for role, content in texts]}
-    assert turns("openai", row) == [("说中文。\n一\n二", "三"), ("四", "一")]
+    assert parse("openai", row) == Conversation(
+        (Turn("一\n二", "三"), Turn("四", "一")), system="说中文。"
+    )
 
 
 # pCLUE
@@ -489,6 +504,11 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
         ),
         ("openai", {"messages": [{"role": ["user"], "content": "x"}]}, "message 1 is from"),
         ("openai", {"messages": [MESSAGE]}, "no answer, only a question"),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "system", "content": "说中文。"}, MESSAGE]},
+            "a system message stands after the first question",
+        ),
         ("openai", {"messages": {"role": "user"}}, "is dict, not a list"),
     ],
 )

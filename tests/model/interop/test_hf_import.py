@@ -194,8 +194,8 @@ def test_imported_chat_template_is_used(
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
     sample = conversations(root)
     for reference, turns in sample:
-        reference = "" if name == "no-system" else reference
-        messages = [{"role": "system", "content": reference}] if reference else []
+        system = "" if name == "no-system" else reference
+        messages = [{"role": "system", "content": system}] if system else []
         for question, answer in turns:
             messages += [
                 {"role": "user", "content": question},
@@ -204,8 +204,9 @@ def test_imported_chat_template_is_used(
         expected = theirs.apply_chat_template(
             messages[:-1], add_generation_prompt=True, return_dict=False
         )
-        assert template.encode_prompt(ours, turns[:-1], turns[-1][0], reference) == expected
-        ids, spans = template.encode(ours, turns, reference)
+        prompt = template.encode_prompt(ours, turns[:-1], turns[-1][0], system=system)
+        assert prompt == expected
+        ids, spans = template.encode(ours, turns, system=system)
         whole = theirs.apply_chat_template(messages, return_dict=False)
         assert whole[: len(ids)] == ids
         assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [

@@ -14,7 +14,7 @@ from tests.helpers.gguf_files import export_to_file, random_llama, read_gguf_met
 # Go does not run in these tests: Go's text/template rendered this one to the texts of `Template`
 # (docs/gguf.md).
 GO_TEMPLATE = (
-    '{{ if .System }}{{ "资料：" }}{{ .System }}{{ "\\n\\n人类：" }}{{ else }}{{ "人类：" }}'
+    '{{ if .System }}{{ "人类：" }}{{ .System }}{{ "\\n" }}{{ else }}{{ "人类：" }}'
     '{{ end }}{{ range $index, $message := .Messages }}{{ if eq $message.Role "user" }}'
     '{{ $message.Content }}{{ "\\n\\n助手：" }}{{ else if eq $message.Role "assistant" }}'
     '{{ $message.Content }}{{ if gt (len (slice $.Messages $index)) 1 }}{{ "</s>\\ufdd0" }}'

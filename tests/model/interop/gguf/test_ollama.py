@@ -72,6 +72,15 @@ def test_modelfile_uses_gguf_names_of_special_tokens() -> None:
     assert renamed == GO_IMPORTED.replace("<|eot|><", "<|eot|>\\ufdd0<")
 
 
+def test_modelfile_without_system_turn_has_system_text_in_first_question() -> None:
+    """Prevents a system text that Ollama presents as a reference (资料)."""
+    template = ImportedTemplate(bare="[INST] ", reference="[INST] 资料：", human="\n\n")
+    go_template = build_go_template(template, "</s>", str)
+    assert go_template.startswith(
+        '{{ if .System }}{{ "[INST] " }}{{ .System }}{{ "\\n" }}{{ else }}{{ "[INST] " }}{{ end }}'
+    )
+
+
 @pytest.mark.slow
 def test_modelfile_without_template_is_text_completion(
     tokenizer: Tokenizer, tmp_path: Path

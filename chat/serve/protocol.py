@@ -23,8 +23,8 @@ from pydantic_core import PydanticCustomError
 
 from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
+from data.sources import dialogue
 from data.sources.base import SchemaError
-from data.sources.dialogue import split_system
 from data.sources.openai_messages import SPEAKER_BY_ROLE
 from model.decode.sampling import Sampling
 
@@ -247,13 +247,13 @@ def conversation_from_messages(messages: list[Message]) -> RequestConversation:
             400, "messages: the last message has to be the user's", param="messages"
         )
     try:
-        system, merged = split_system(
-            (SPEAKER_BY_ROLE[message.role], message.content) for message in messages
+        system, merged = dialogue.split_system(
+            dialogue.Message(SPEAKER_BY_ROLE[message.role], message.content) for message in messages
         )
     except SchemaError as error:
         raise ProtocolError(400, f"messages: {error}", param="messages") from None
-    texts = [message[1] for message in merged]
-    if merged[0][0] == "assistant":
+    texts = [message.text for message in merged]
+    if merged[0].speaker == "assistant":
         texts.insert(0, "")
     turns = list(zip(texts[:-1:2], texts[1::2], strict=True))
     return RequestConversation(system, turns, texts[-1])

@@ -8,10 +8,7 @@ from data.readers.files import read_head, read_records
 from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import Source, list_keys
-
-# Records with these keys are preference pairs, whatever other keys they have: a source that does
-# not declare both keys would train on half of a pair.
-PREFERENCE_KEYS = {"chosen", "rejected"}
+from data.sources.fields import PREFERENCE_FIELDS
 
 
 def detect_source(files: list[Path]) -> str:
@@ -48,6 +45,11 @@ def _detect_file_source(path: Path) -> str:
     matched_source = _match_keys(row, is_list=head.lstrip().startswith(b"["))
     if matched_source is not None:
         return matched_source.name
+    if preference_keys := PREFERENCE_FIELDS & row.keys():
+        raise UserError(
+            f"{path}: preference data (its first record has {', '.join(sorted(preference_keys))}), "
+            "and there is no trainer for it: give conversations of which every answer is a good one"
+        )
     observation = "it does not begin with a JSON object"
     if row:
         observation = f"its first record has {list_keys(row)}"
@@ -65,7 +67,8 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
     (`recognizes`) that the record passes goes before all sources without one. `is_list` tells
     whether the file is a JSON list.
     """
-    is_preference_pair = row.keys() >= PREFERENCE_KEYS
+    # A source that does not declare such a key would train on half of a pair.
+    preference_keys = PREFERENCE_FIELDS & row.keys()
     best_source: Source | None = None
     # Whether the source has a further test, and how many keys it has.
     best_rank = (False, 0)
@@ -73,7 +76,7 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
         if source.recognizes is not None and not source.recognizes(row, is_list):
             continue
         for keys in source.keys:
-            if is_preference_pair and not keys >= PREFERENCE_KEYS:
+            if preference_keys and not keys & preference_keys:
                 continue
             rank = (source.recognizes is not None, len(keys))
             if row.keys() >= keys and rank > best_rank:

@@ -168,6 +168,8 @@ def _empty_result_error(
             f"; a document has at least {options.clean.minimum_characters:,} characters "
             "(data.prepare --clean.minimum_characters)"
         )
+    if any(reason.startswith("unsupported ") for reason in report["dropped"]):
+        advice += "; docs/data.md says which fields cost a record and why"
     return UserError(
         f"{name}: none of {report['records']:,} records is left to train on ({reasons}){advice}"
     )
@@ -335,6 +337,8 @@ def format_report(report: dict[str, Any], out: Path) -> str:
     lines.append(f"  unreadable {report['quarantined']:,}{hint}")
     for reason, count in report["dropped"].items():
         lines.append(f"  dropped {count:,} {reason.replace('_', ' ')}")
+    if report.get("unlisted_fields"):
+        lines.append(f"  {_format_unlisted_fields(report)}")
     if len(report["sources"]) > 1:
         for name, counts in report["sources"].items():
             lines.append(
@@ -355,3 +359,31 @@ def format_report(report: dict[str, Any], out: Path) -> str:
             f"{worker_megabytes:.0f} MB (largest worker)"
         )
     return "\n".join(lines)
+
+
+def format_left_out(report: dict[str, Any], out: Path) -> list[str]:
+    """Return what training on the shard set in `out` does without, one line each, if anything."""
+    counts = [
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items()
+    ]
+    if report["quarantined"]:
+        counts.append(f"{report['quarantined']:,} unreadable")
+    lines = []
+    if counts:
+        num_left_out = report["records"] - report["kept"]
+        lines.append(
+            f"{out}: {num_left_out:,} of {report['records']:,} records are left out: "
+            f"{', '.join(counts)}"
+        )
+    # Sets of earlier versions do not have the key.
+    if report.get("unlisted_fields"):
+        lines.append(f"{out}: {_format_unlisted_fields(report)}")
+    return lines
+
+
+def _format_unlisted_fields(report: dict[str, Any]) -> str:
+    """Return the fields of a report that no source reads or has a rule for."""
+    counts = ", ".join(f"{name} ({count:,})" for name, count in report["unlisted_fields"].items())
+    return (
+        f"fields that are not read, in how many records: {counts}; is any of them part of a text?"
+    )

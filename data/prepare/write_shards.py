@@ -24,6 +24,8 @@ MIN_VALIDATION_DOCUMENTS = 100
 MAX_VALIDATION_SHARE = 0.1
 # Row lengths for which the report counts the conversations that are longer.
 REPORT_ROW_LENGTHS = (512, 1024, 2048)
+# The report names this many of the fields that no list has.
+MAX_UNLISTED_FIELDS = 12
 
 
 def write_shard_set(
@@ -108,6 +110,7 @@ def _count_records(
     `labels` has those of the records of all units, one unit after the other.
     """
     dropped: Counter[str] = Counter()
+    unlisted_fields: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
     # Number of records in the units before the present one.
     position = 0
@@ -117,6 +120,7 @@ def _count_records(
         position += len(characters)
         is_unique = unit_labels == UNIQUE
         dropped.update(unit_manifest["dropped"])
+        unlisted_fields.update(unit_manifest["unlisted_fields"])
         dropped.update(
             exact_duplicate=int((unit_labels == EXACT_DUPLICATE).sum()),
             near_duplicate=int((unit_labels == NEAR_DUPLICATE).sum()),
@@ -132,6 +136,7 @@ def _count_records(
     return {
         **{key: total[key] for key in ("records", "kept", "quarantined", "bytes", "characters")},
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "unlisted_fields": dict(unlisted_fields.most_common(MAX_UNLISTED_FIELDS)),
         "sources": {name: dict(counts) for name, counts in sources.items()},
     }
 

@@ -1,5 +1,7 @@
 """`Source`: how the native files of one dataset are read and parsed."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,15 @@ from data.records import BadRecord, Record, SkippedRecord
 
 # A reason may quote a key of the record, and keys may be megabytes long.
 MAX_REASON_CHARACTERS = 300
+_LINE_END = re.compile(r"[\r\n]")
 
 
 class SchemaError(ValueError):
     """A record that does not fit its source's schema; the message goes into the quarantine."""
+
+
+class SkipRecordError(Exception):
+    """A readable record that is left out; the message is the reason of its `SkippedRecord`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,9 @@ class Source:
 
     `has_passages` says that its conversations are about a reference passage, so that
     `evaluate.reading` can ask with the right passage and with another one.
+
+    `check_fields` raises SkipRecordError for the row of a record with an unsupported field, and
+    returns the fields that nothing is known about (`data.sources.fields`).
 
     The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
     JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
@@ -42,6 +52,7 @@ class Source:
     kind: str = "documents"
     has_passages: bool = False
     hub: HubDataset | None = None
+    check_fields: Callable[[dict[str, Any]], set[str]] | None = None
     keys: tuple[frozenset[str], ...] = ()
     recognizes: Callable[[dict[str, Any], bool], bool] | None = None
     recognizes_file: Callable[[Path, bytes], bool] | None = None
@@ -51,12 +62,23 @@ class Source:
         for raw in self.read(path, None):
             yield self.try_parse(raw)
 
-    def try_parse(self, raw: RawItem) -> Record | SkippedRecord | BadRecord:
-        """Parse a raw record; return a BadRecord if it does not fit the schema."""
+    def try_parse(
+        self, raw: RawItem, unlisted_fields: Counter[str] | None = None
+    ) -> Record | SkippedRecord | BadRecord:
+        """Parse a raw record; return a BadRecord if it does not fit the schema.
+
+        The fields of the record that nothing is known about are counted in `unlisted_fields`.
+        """
         if isinstance(raw, BadRecord):
             return raw
         try:
+            if self.check_fields is not None:
+                unlisted = self.check_fields(parse_json_object(raw.data))
+                if unlisted_fields is not None:
+                    unlisted_fields.update(_printable_reason(name) for name in unlisted)
             return self.parse(raw.data)
+        except SkipRecordError as error:
+            return SkippedRecord(str(error))
         except SchemaError as error:
             return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
 
@@ -107,6 +129,18 @@ def require_text(row: dict[str, Any], field: str) -> str:
     if field in row:
         raise SchemaError(f"field {field!r} is {type(value).__name__}, not text")
     raise SchemaError(f"there is no field {field!r}; there are: {list_keys(row)}")
+
+
+def strip_blank_lines(text: str) -> str:
+    """Return a text without the blank lines before and after it.
+
+    The lines that stay keep their white space: the first may be indented code.
+    """
+    content = text.strip()
+    if not content:
+        return ""
+    before, _, after = text.partition(content)
+    return _LINE_END.split(before)[-1] + content + _LINE_END.split(after)[0]
 
 
 def list_keys(row: dict[str, Any]) -> str:

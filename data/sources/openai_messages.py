@@ -3,8 +3,15 @@
 from typing import Any
 
 from data.records import Conversation
-from data.sources.base import SchemaError, Source, parse_json_object
+from data.sources.base import SchemaError, SkipRecordError, Source, parse_json_object
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
+from data.sources.fields import (
+    MESSAGE_UNSUPPORTED,
+    UNSUPPORTED_CONTENT,
+    Fields,
+    has_loss,
+    split_marks,
+)
 
 # Newer models call a system message a developer message.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
@@ -18,29 +25,40 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 def parse_openai(data: bytes) -> Conversation:
     """Return the messages as turns, and the system text.
 
-    Raises SchemaError if there is no list of messages, for tool calls, for content other than text,
-    for unknown roles, and as `build_conversation` does.
+    Raises SchemaError if there is no list of messages, for content without text, for unknown roles,
+    and as `build_conversation` does; SkipRecordError for the content and the roles of other media
+    and of tools.
     """
-    raw_messages = parse_json_object(data).get("messages")
+    row = parse_json_object(data)
+    raw_messages = row.get("messages")
     if not isinstance(raw_messages, list):
         raise SchemaError(
             f"field 'messages' is {type(raw_messages).__name__}, not a list of messages"
         )
+    return build_conversation(read_messages(row, raw_messages))
+
+
+def read_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]:
+    """Return the messages {"role", "content"} of a record; see `parse_openai`."""
     messages: list[Message] = []
-    for number, message in enumerate(raw_messages, 1):
+    list_marks = split_marks(row, len(raw_messages))
+    for number, (message, marks) in enumerate(zip(raw_messages, list_marks, strict=True), 1):
         if not isinstance(message, dict):
             raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
         speaker = resolve_speaker(message.get("role"), SPEAKER_BY_ROLE, number)
-        if message.get("tool_calls") or message.get("function_call"):
-            raise SchemaError(f"message {number} calls a tool")
-        messages.append((speaker, _message_text(message.get("content"), number)))
-    return build_conversation(messages)
+        text = _message_text(message.get("content"), number)
+        is_trained = speaker != "assistant" or has_loss(
+            {**message, **marks}, text, f"message {number}"
+        )
+        messages.append(Message(speaker, text, is_trained))
+    return messages
 
 
 def _message_text(content: Any, number: int) -> str:
     """Return the text of message `number`: a string, or parts of the type `text`, one line each.
 
-    Raises SchemaError for anything else, such as an image.
+    Raises SkipRecordError for parts of another type, such as an image, and SchemaError for anything
+    else.
     """
     if isinstance(content, str):
         return content
@@ -49,6 +67,8 @@ def _message_text(content: Any, number: int) -> str:
     texts = []
     for part in content:
         part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if isinstance(part_type, str) and part_type in UNSUPPORTED_CONTENT:
+            raise SkipRecordError(f"unsupported content {part_type}")
         if part_type != "text" or not isinstance(part.get("text"), str):
             raise SchemaError(f"message {number} has a part that is not text ({part_type!r})")
         texts.append(part["text"])
@@ -60,12 +80,19 @@ def _has_messages(row: dict[str, Any], _is_list: bool) -> bool:
     return isinstance(row.get("messages"), list)
 
 
+FIELDS = Fields(
+    used=frozenset({"messages"}),
+    message_list="messages",
+    messages=Fields(used=frozenset({"role", "content"}), unsupported=MESSAGE_UNSUPPORTED),
+)
+
 SOURCES = (
     Source(
         name="openai",
         description="OpenAI messages: JSONL or a JSON list of messages, lists of role and content",
         parse=parse_openai,
         kind="conversations",
+        check_fields=FIELDS.check,
         keys=(frozenset({"messages"}),),
         recognizes=_has_messages,
     ),

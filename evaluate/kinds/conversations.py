@@ -73,14 +73,17 @@ class ConversationEvaluation(KindEvaluation):
 
 
 def extract_questions(conversation: Conversation) -> list[Question]:
-    """Return a Question for every turn that has one, with the true turns before it."""
+    """Return a Question for every turn that has one, with the true turns before it.
+
+    Answers without a loss are not true ones: nothing is asked for them.
+    """
     turns = [(turn.question, turn.answer) for turn in conversation.turns]
     return [
         Question(
             tuple(turns[:index]), question, answer, conversation.reference, conversation.system
         )
         for index, (question, answer) in enumerate(turns)
-        if question
+        if question and conversation.turns[index].has_loss
     ]
 
 

@@ -80,7 +80,7 @@ MESSAGE = {"role": "user", "content": "问"}
 def test_preference_pairs_are_not_read_as_conversations(shared: Path) -> None:
     """Prevents rejected answers from being trained on."""
     for name in ("dpo_zh_500.jsonl", "dpo_zh_demo.json"):
-        with pytest.raises(UserError, match="cannot tell which source"):
+        with pytest.raises(UserError, match="preference data"):
             detect_source([shared / "data" / "preference" / name])
 
 

@@ -111,6 +111,13 @@ def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[.
     assert texts("mnbvc", write(rows)) == ["甲\n乙"] * 3
 
 
+def test_mnbvc_qa_answer_keeps_its_indentation() -> None:
+    """Prevents an answer of code that does not run."""
+    row = {"问": "\n如何写？\n", "答": "\n    x = 1\n    return x\n", "元数据": {"回答明细": " \n"}}
+    document = SOURCES["mnbvc_qa"].parse(orjson.dumps(row))
+    assert document == Document("如何写？\n    x = 1\n    return x")
+
+
 def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Path]) -> None:
     """Prevents details from being lost or repeated."""
     rows = [

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, read_records
 from data.readers.hub import HubDataset
 from data.records import BadRecord, Record, SkippedRecord
+
+# Whether ROUGE lower-cases the letters of a text, or keeps their case.
+LetterCase = Literal["lower", "kept"]
 
 # A reason may quote a key of the record, and keys may be megabytes long.
 MAX_REASON_CHARACTERS = 300
@@ -29,6 +32,8 @@ class Source:
     `has_passages` says that its conversations are about a reference passage, so that
     `evaluate.reading` can ask with the right passage and with another one.
 
+    `rouge_case` is the letter case in which published ROUGE scores of the dataset are counted.
+
     The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
     JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
     test for sources that share their keys with another (first record, whether the file is a JSON
@@ -41,6 +46,7 @@ class Source:
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
     kind: str = "documents"
     has_passages: bool = False
+    rouge_case: LetterCase = "lower"
     hub: HubDataset | None = None
     keys: tuple[frozenset[str], ...] = ()
     recognizes: Callable[[dict[str, Any], bool], bool] | None = None

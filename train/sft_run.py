@@ -29,7 +29,7 @@ from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
 from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
-from train.sft_eval import AnswerEvaluator, DevSet
+from train.sft_eval import AnswerEvaluator, DevSet, find_rouge_case
 
 
 @dataclass(frozen=True)
@@ -286,5 +286,6 @@ def build_dev_sets(
         examples = mixture_set.shards.kind.examples(
             split, options.sequence_length, tokenizer, template, seed=None
         )
-        dev_sets.append(DevSet(mixture_set.name, mixture_set.shards, examples))
+        case = find_rouge_case(mixture_set.shards)
+        dev_sets.append(DevSet(mixture_set.name, mixture_set.shards, examples, case))
     return dev_sets

@@ -69,6 +69,16 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     )
 
 
+def read_sources(folder: Path) -> list[str]:
+    """Return the names of the sources that the shard set in `folder` was prepared from, in order.
+
+    The list is empty for a set without `made-from.json`. Raises UserError if that is damaged.
+    """
+    if not (folder / PROVENANCE_FILE).is_file():
+        return []
+    return [group["source"] for group in read_provenance(folder)["inputs"]]
+
+
 def find_differences(
     folder: Path, settings: dict[str, Any], groups: Sequence[SourceGroup]
 ) -> list[str]:

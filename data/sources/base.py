@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, read_records
 from data.readers.hub import HubDataset
 from data.records import BadRecord, Record, SkippedRecord
+
+# Whether ROUGE lower-cases the letters of a text, or keeps their case.
+LetterCase = Literal["lower", "kept"]
 
 # A reason may quote a key of the record, and keys may be megabytes long.
 MAX_REASON_CHARACTERS = 300
@@ -39,6 +42,8 @@ class Source:
     `check_fields` raises SkipRecordError for the row of a record with an unsupported field, and
     returns the fields that nothing is known about (`data.sources.fields`).
 
+    `rouge_case` is the letter case in which published ROUGE scores of the dataset are counted.
+
     The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
     JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
     test for sources that share their keys with another (first record, whether the file is a JSON
@@ -51,6 +56,7 @@ class Source:
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
     kind: str = "documents"
     has_passages: bool = False
+    rouge_case: LetterCase = "lower"
     hub: HubDataset | None = None
     check_fields: Callable[[dict[str, Any]], set[str]] | None = None
     keys: tuple[frozenset[str], ...] = ()

@@ -105,6 +105,7 @@ SOURCES = (
         parse=parse_csl,
         read=read_csl,
         kind="summaries",
+        rouge_case="lower",
         keys=(frozenset({"content", "summary"}), frozenset({"title", "abst"})),
         recognizes_file=_is_csl_file,
     ),

@@ -143,6 +143,7 @@ SOURCES = (
         parse=parse_lcsts,
         read=read_lcsts,
         kind="summaries",
+        rouge_case="kept",
         hub=HubDataset("hugcyp/LCSTS", "default"),
         keys=(frozenset({"summary", "text"}),),
         recognizes_file=_is_lcsts_file,

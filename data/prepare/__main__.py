@@ -6,6 +6,7 @@ from common.errors import UserError, run_main
 from common.options import parse_options
 from data.prepare.options import PrepareCommandOptions
 from data.prepare.source_args import parse_source_groups
+from data.readers.files import print_files_about_data
 from data.sources import SOURCES
 
 DESCRIPTION = """Clean, deduplicate and encode raw corpora into a shard set that training reads.
@@ -41,6 +42,8 @@ def main() -> None:
     )
     if not groups:
         raise UserError("--source NAME --input FILE... is needed: see --help")
+    for group in groups:
+        print_files_about_data(group.file_inputs())
     # Imported here so that --help and invalid options answer without loading NumPy.
     from data.prepare.pipeline import format_report, prepare_groups
 

@@ -42,12 +42,12 @@ def main() -> None:
     )
     if not groups:
         raise UserError("--source NAME --input FILE... is needed: see --help")
-    for group in groups:
-        print_files_about_data(group.file_inputs())
     # Imported here so that --help and invalid options answer without loading NumPy.
     from data.prepare.pipeline import format_report, prepare_groups
 
     report = prepare_groups(groups, options.out, options.tokenizer, options)
+    for group in groups:
+        print_files_about_data(group.file_inputs())
     print(format_report(report, options.out))
 
 

@@ -133,7 +133,7 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
         if not shards.kind.is_text:
             raise UserError(
                 f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
-                f"it with python -m train.sft --data {name}"
+                f"it with python -m train.sft --data {shlex.quote(name)}"
             )
         return shards
 

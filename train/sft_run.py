@@ -225,7 +225,8 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
     if shards.kind.is_text:
         raise UserError(
             f"--data {name}: is text without questions and answers: pretrain on it (python -m "
-            f"train.pretrain --data {name}); the only text in a mixture is replay, the base's own"
+            f"train.pretrain --data {shlex.quote(name)}); the only text in a mixture is replay, "
+            "the base's own"
         )
     return shards
 
@@ -235,7 +236,7 @@ def _check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template
     if not mixture_set.shards.matches_template(template):
         raise UserError(
             f"--data {mixture_set.name}: was prepared with another chat template than the model's: "
-            f"prepare the raw files again with --tokenizer {tokenizer_path}"
+            f"prepare the raw files again with --tokenizer {shlex.quote(str(tokenizer_path))}"
         )
 
 

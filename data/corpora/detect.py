@@ -1,14 +1,24 @@
-"""Detect which source reads a raw file: by its name, its first bytes, its first record's keys."""
+"""Detect which source reads a raw file: by its name, its first bytes, its first records' keys."""
 
+import itertools
+import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.readers.files import read_head, read_records
+from data.readers.encoding import describe_encoding, is_utf8
+from data.readers.files import RawItem, RawRecord, read_head, read_records
+from data.readers.json_array import find_layout
 from data.records import BadRecord
 from data.sources import SOURCES
-from data.sources.base import Source, list_keys
+from data.sources.base import SchemaError, Source, list_keys, parse_json_object
 from data.sources.fields import PREFERENCE_FIELDS
+
+# Records that are looked at, and the bytes after which no further one is.
+MAX_RECORDS = 100
+MAX_BYTES = 1 << 20
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
 def detect_source(files: list[Path]) -> str:
@@ -37,31 +47,70 @@ def _detect_file_source(path: Path) -> str:
     for source in SOURCES.values():
         if source.recognizes_file is not None and source.recognizes_file(path, head):
             return source.name
-    # No source knows the file by its name or first bytes: compare the keys of its first record.
-    first_record = next(read_records(path), None)
-    if first_record is None:
+    # No source knows the file by its name or first bytes: compare the keys of its first records. A
+    # few of them may be bad; the preparation reports them.
+    records = _first_records(path)
+    if not records:
         raise UserError(f"{path} is empty")
-    row = {} if isinstance(first_record, BadRecord) else _try_parse_object(first_record.data)
-    matched_source = _match_keys(row, is_list=head.lstrip().startswith(b"["))
-    if matched_source is not None:
-        return matched_source.name
-    if preference_keys := PREFERENCE_FIELDS & row.keys():
-        raise UserError(
+    rows = [_try_parse_object(record) for record in records]
+    layout = find_layout(head)
+    is_list = layout is not None and layout[0] != "values"
+    votes = Counter(_match_keys(row, is_list) for row in rows if isinstance(row, dict))
+    num_unknown = votes.pop(None, 0)
+    for name, num_records in votes.most_common(1):
+        if name is not None and num_records >= num_unknown:
+            return name
+    raise _unrecognized_error(path, head, records, rows)
+
+
+def _first_records(path: Path) -> list[RawItem]:
+    """Return the first records of a file, at most `MAX_RECORDS` and about `MAX_BYTES`."""
+    records: list[RawItem] = []
+    num_bytes = 0
+    for record in itertools.islice(read_records(path), MAX_RECORDS):
+        records.append(record)
+        num_bytes += len(record.data) if isinstance(record, RawRecord) else 0
+        if num_bytes > MAX_BYTES:
+            break
+    return records
+
+
+def _unrecognized_error(
+    path: Path, head: bytes, records: list[RawItem], rows: list[dict[str, Any] | str]
+) -> UserError:
+    """Return the error for a file of which no source knows the records.
+
+    `rows` has for each of the `records` its object, or else why it is none.
+    """
+    first_object = next((row for row in rows if isinstance(row, dict)), None)
+    if first_object is not None and (preference_keys := PREFERENCE_FIELDS & first_object.keys()):
+        return UserError(
             f"{path}: preference data (its first record has {', '.join(sorted(preference_keys))}), "
             "and there is no trainer for it: give conversations of which every answer is a good one"
         )
-    observation = "it does not begin with a JSON object"
-    if row:
-        observation = f"its first record has {list_keys(row)}"
-    raise UserError(
+    observation = f"line {records[0].line}: {rows[0]}"
+    if first_object is not None:
+        observation = f"its first record has {list_keys(first_object)}"
+    elif not is_utf8(head):
+        return UserError(f"{path}: is {describe_encoding(head, path)}")
+    elif head.lstrip().startswith(b"{"):
+        return UserError(
+            f"{path} {observation}; none of its first {len(rows):,} records can be read: correct "
+            "the file"
+        )
+    elif path.suffix.lower() in TABLE_SUFFIXES:
+        observation = (
+            "a table needs a first line with the names of its columns, such as title and abstract"
+        )
+    return UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
         "be read; if this is one of those, name it with python -m data.prepare --source NAME "
-        f"--input {path} --tokenizer PATH --out DIR"
+        f"--input {shlex.quote(str(path))} --tokenizer PATH --out DIR"
     )
 
 
-def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
-    """Return the source whose keys a file's first record has, or None.
+def _match_keys(row: dict[str, Any], is_list: bool) -> str | None:
+    """Return the name of the source whose keys a record has, or None.
 
     Among several the one with the most keys is returned; a source with a further test
     (`recognizes`) that the record passes goes before all sources without one. `is_list` tells
@@ -81,15 +130,14 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
             rank = (source.recognizes is not None, len(keys))
             if row.keys() >= keys and rank > best_rank:
                 best_source, best_rank = source, rank
-    return best_source
+    return best_source.name if best_source is not None else None
 
 
-def _try_parse_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in `data`, or an empty one for anything else."""
-    import orjson
-
+def _try_parse_object(record: RawItem) -> dict[str, Any] | str:
+    """Return the JSON object in a raw record, or why it has none."""
+    if isinstance(record, BadRecord):
+        return record.reason
     try:
-        row = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return row if isinstance(row, dict) else {}
+        return parse_json_object(record.data)
+    except SchemaError as error:
+        return str(error)

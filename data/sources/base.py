@@ -1,5 +1,6 @@
 """`Source`: how the native files of one dataset are read and parsed."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import UserError
+from data.readers.encoding import describe_encoding, is_utf8
 from data.readers.files import ProgressCallback, RawItem, read_records
 from data.readers.hub import HubDataset
 from data.records import BadRecord, Record, SkippedRecord
@@ -115,16 +117,57 @@ def _printable_reason(reason: str) -> str:
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """Parse one JSON object. Raises SchemaError if the bytes are anything else."""
+    """Parse one JSON object; NaN, as pandas writes a missing value, is null.
+
+    Raises SchemaError with the likely remedy if the bytes are anything else.
+    """
     import orjson
 
     try:
         row = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise SchemaError(f"not valid JSON: {error}") from None
+        row = _parse_with_any_number(data)
+        if row is None:
+            raise SchemaError(_describe_json_error(data, error)) from None
     if not isinstance(row, dict):
         raise SchemaError(f"expected a JSON object, not {type(row).__name__}")
     return row
+
+
+def _parse_with_any_number(data: bytes) -> Any:
+    """Parse JSON that has a number which orjson refuses, such as NaN or 1e400.
+
+    Return None for bytes that are not JSON for another reason, half characters included.
+    """
+    try:
+        row = json.loads(data.decode("utf-8"), parse_constant=_parse_constant, parse_int=_parse_int)
+        # Unlike orjson, json reads half of a surrogate pair; it cannot be encoded again.
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        return None
+    return row
+
+
+def _parse_constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
+def _parse_int(digits: str) -> float:
+    """Return an int or, beyond 64 bits, a float, as orjson does."""
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _describe_json_error(data: bytes, error: Exception) -> str:
+    """Return why bytes are not JSON, with the remedy where the cause is a common one."""
+    if not is_utf8(data):
+        return describe_encoding(data)
+    hint = ""
+    text = data.strip()
+    if text.startswith(b"{") and text.endswith(b"},"):
+        hint = "; there is a comma after the object: remove it (a line is one object, without one)"
+    elif text.startswith((b"{'", b"[{'")):
+        hint = "; this is Python's notation: write it with json.dumps"
+    return f"not valid JSON: {error}{hint}"
 
 
 def require_text(row: dict[str, Any], field: str) -> str:

@@ -10,7 +10,7 @@ import orjson
 from common.progress import progress_bar
 from data.corpora.detect import detect_source
 from data.corpora.sample import SAMPLE_PRETRAIN_FOLDER
-from data.readers.files import expand_inputs
+from data.readers.files import expand_inputs, print_files_about_data
 from data.records import Document
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError, Source
@@ -78,6 +78,7 @@ def resolve_source_files(
     source_files = []
     for input_ in inputs:
         input_source, path = _split_source(input_)
+        print_files_about_data([path])
         for file in expand_inputs([path]):
             name = input_source or default_source or detect_source([file])
             # `strings` is a source of this command only and not registered in `data.sources`.

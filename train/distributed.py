@@ -86,6 +86,9 @@ def distributed_session() -> Iterator[None]:
     try:
         with _suppress_output() if process_rank else contextlib.nullcontext():
             yield
+            # torchrun sends SIGTERM to all ranks once one of them has ended with an exit code other
+            # than 0, as those of a stopped run do: no rank may end while another one still works.
+            barrier()
     except (Exception, KeyboardInterrupt) as error:
         # torchrun sends SIGTERM to all ranks once one of them has failed; this one ends already.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -352,6 +355,7 @@ def gather_model(model: Llama) -> Llama:
     # The rotary table is a buffer that the state does not contain.
     whole_model.model.rotary.cos_sin = model.model.rotary.cos_sin
     whole_model.trained_context = model.trained_context
+    whole_model.unused_ids = model.unused_ids
     return whole_model
 
 

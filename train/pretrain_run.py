@@ -68,10 +68,12 @@ class TextData:
         return TrainingPlan(batches, options.max_steps, self.epochs, num_tokens, description)
 
 
-def pretrain(options: PretrainOptions) -> None:
-    """Train a new run, or resume the run in its directory."""
+def pretrain(options: PretrainOptions) -> int:
+    """Train a new run, or resume the run in its directory; return the exit code."""
     spec = resolve_run(options)
-    run_training(start(spec), hint=f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}")
+    return run_training(
+        start(spec), hint=f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}"
+    )
 
 
 def resolve_run(options: PretrainOptions) -> RunSpec:

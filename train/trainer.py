@@ -117,6 +117,11 @@ class Trainer:
         """Return whether a signal asked this process to stop."""
         return bool(self._stop_request)
 
+    @property
+    def stop_exit_code(self) -> int:
+        """Return the exit code of a run that a signal stopped."""
+        return self._stop_request.exit_code
+
     def train(self) -> bool:
         """Train to the end, or until a signal comes; return whether the run is complete."""
         with self._stop_request:

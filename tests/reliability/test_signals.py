@@ -1,7 +1,13 @@
 """Ctrl-C and SIGTERM: the last finished step is saved; a second signal ends the process at once."""
 
+import contextlib
+import os
 import re
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,11 +17,14 @@ from typing import Any
 
 import pytest
 
+from common.metrics_file import read_metrics
 from common.run_layout import list_steps
 from model.llama import Llama
 from tests.fault_injection.child import ChildProcess, running_child
 from tests.fault_injection.kill import Scenario
+from tests.helpers.training import to_arguments
 from tests.reliability.conftest import assert_resumes_like
+from tests.reliability.test_torchrun import ENDLESS, find_processes
 from train.monitoring.metrics_log import MetricsLog
 from train.pretrain_eval import TextEvaluator
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
@@ -96,6 +105,26 @@ class LongStep:
         train.trainer._check_token_ids = check
 
 
+@dataclass
+class LongStepWithoutReader(LongStep):
+    """The fault: as `LongStep`, and the reader of the output has ended when it begins."""
+
+    def __call__(self) -> None:
+        """Inject the fault into this process."""
+        super().__call__()
+        import train.trainer
+
+        check_token_ids = train.trainer._check_token_ids
+
+        def check(*arguments: Any) -> None:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 1)
+            check_token_ids(*arguments)
+
+        train.trainer._check_token_ids = check
+
+
 def start(
     scenario: Scenario, run: Path, fault: Callable[[], None]
 ) -> AbstractContextManager[ChildProcess]:
@@ -132,7 +161,7 @@ def test_signal_during_long_step_saves_immediately(
         assert re.search(message, child.output)
         time.sleep(0.1)
         (tmp_path / "go").touch()
-        assert child.wait() == 0, child.output
+        assert child.wait() == 128 + signal.SIGTERM, child.output
     assert f"saved after step {step - 1} of 20; the same command resumes" in child.output
     assert child.output.count("SIGTERM") == 1
     assert list_steps(run) == saved_steps
@@ -146,11 +175,70 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
     with start(pretrain, run, EndlessEvaluation(started)) as child:
         child.wait_until(started.exists)
         child.send_signal(signal.SIGTERM)
-        assert child.wait() == 0, child.output
+        assert child.wait() == 128 + signal.SIGTERM, child.output
     assert "SIGTERM: leaving this evaluation" in child.output
     assert "saved after step 6 of 20; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
     assert_resumes_like(pretrain, run, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_although_the_reader_of_the_output_has_ended(
+    pretrain: Scenario, tmp_path: Path
+) -> None:
+    """Catch `make pretrain | tee log`: Ctrl-C ends tee first, and then the run without saving."""
+    run = tmp_path / "run"
+    with start(pretrain, run, LongStepWithoutReader(1, tmp_path)) as child:
+        child.wait_until((tmp_path / "started").exists)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        (tmp_path / "go").touch()
+        assert child.wait() == 128 + signal.SIGPIPE, child.output
+    assert list_steps(run) == [0] and "Traceback" not in child.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_script_does_not_go_on_after_an_interrupted_make(
+    root: Path, pretrain: Scenario, tmp_path: Path
+) -> None:
+    """Catch `make pretrain && make sft` that fine-tunes an unfinished model."""
+    shutil.copy(root / "Makefile", tmp_path)
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    # A link to the interpreter would not find its packages.
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in ("requirements.txt", "venv/.installed"):
+        (tmp_path / name).touch()
+    run = tmp_path / "run"
+    arguments = [*pretrain.arguments, *to_arguments({**ENDLESS, "run": run})]
+    process = subprocess.Popen(
+        ["bash", "-c", 'make pretrain VENV=venv ARGS="$ARGUMENTS" && touch went-on'],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "ARGUMENTS": shlex.join(arguments),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(root),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(read_metrics(run)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        [trainer] = find_processes(run, "-m train.pretrain --")
+        os.kill(trainer, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode and "Error 143" in output, output
+    assert "saved after step" in output and not (tmp_path / "went-on").exists()
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def run_and_stop(
 ) -> str:
     """Start torchrun with two processes and send a signal after some steps; return the output.
 
-    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm). In both cases
-    torchrun forwards the signal to its processes once more.
+    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm), and in both cases
+    torchrun forwards the signal to its processes once more; or it is "ranks", without torchrun.
     """
     num_records = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
@@ -56,7 +56,8 @@ def run_and_stop(
                 os.killpg(process.pid, number)
             else:
                 for pid in find_processes(run):
-                    os.kill(pid, number)
+                    if target == "all" or pid != process.pid:
+                        os.kill(pid, number)
             process.wait(60)
         finally:
             remaining = find_processes(run)
@@ -65,14 +66,18 @@ def run_and_stop(
                     os.kill(pid, signal.SIGKILL)
         output.seek(0)
         text = output.read()
-    assert remaining == [], text
+    assert remaining == [] and process.returncode, text
     return text
 
 
-def find_processes(run: Path) -> list[int]:
-    """Return the processes with the run in their command line."""
-    files = Path("/proc").glob("[0-9]*/cmdline")
-    return [int(file.parent.name) for file in files if str(run) in read_command_line(file)]
+def find_processes(run: Path, text: str = "") -> list[int]:
+    """Return the processes with the run and `text` in their command line."""
+    processes = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        command_line = read_command_line(file)
+        if str(run) in command_line and text in command_line:
+            processes.append(int(file.parent.name))
+    return processes
 
 
 def read_command_line(file: Path) -> str:
@@ -87,10 +92,14 @@ def read_command_line(file: Path) -> str:
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
-    """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on."""
+    """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on.
+
+    A script must not go on either: torchrun never exits with 0.
+    """
     run = tmp_path / "run"
     step_before = 0
-    for number, target in ((signal.SIGINT, "group"), (signal.SIGTERM, "all")):
+    stops = ((signal.SIGINT, "group"), (signal.SIGTERM, "all"), (signal.SIGTERM, "ranks"))
+    for number, target in stops:
         output = run_and_stop(root, pretrain, run, number, target)
         announced = rf"^{number.name}: saving the last finished step"
         assert len(re.findall(announced, output, re.MULTILINE)) == 1, output

@@ -1,6 +1,7 @@
 """The options of the training commands, and the names of runs and mixtures."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
 from train.options import PretrainOptions, SftOptions, parse_mixture
+from train.run.start import build_model
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
 FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}
@@ -52,6 +55,15 @@ def test_help_defaults_do_not_depend_on_existing_runs(
             parse_train_options(PretrainOptions, "pretrain", "")
         text = " ".join(capsys.readouterr().out.split())
         assert "start (default: 260)" in text and "7654321" not in text
+
+
+def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path) -> None:
+    """Catch a sample during training with ids that stand for nothing."""
+    spec = build_spec(tmp_path, shard_set)
+    vocab_size = spec.tokenizer.vocab_size
+    config = replace(spec.model_config, vocab_size=vocab_size + 2)
+    model = build_model(replace(spec, model_config=config), None)
+    assert model.unused_ids == (vocab_size, vocab_size + 1)
 
 
 def test_mixture_syntax_is_parsed() -> None:

@@ -99,6 +99,7 @@ def test_long_documents_give_the_share_and_no_more(
     assert 0.05 < splits["validation"]["tokens"] / report["tokens"] <= 0.1
     assert sum(split["characters"] for split in splits.values()) == report["characters"]
     printed = format_report(report, tmp_path / "reversed")
+    assert ("without their end" in printed) == bool(divided)
     for name in SPLITS:
         tokens = ShardSet.open(tmp_path / "corpus").load_text(name).num_tokens
         assert f"  {name} {splits[name]['sequences']:,} documents, {tokens:,} tokens (" in printed
@@ -134,6 +135,22 @@ def test_short_documents_are_held_out_by_digest_alone(tokenizer: Path, tmp_path:
     expected = {text for text in texts if int(text_digest(text)[0]) < 0.1 * (1 << 64)}
     assert 0 < len(expected) == len(expected & read_split(tmp_path / "out", "validation"))
     assert set(texts) - expected == read_split(tmp_path / "out", "train")
+
+
+@pytest.mark.slow
+def test_long_document_that_is_not_selected_stays_whole(tokenizer: Path, tmp_path: Path) -> None:
+    """Prevents a document that is divided although the short ones are held out as usual."""
+    texts = [document(seed) for seed in range(200)]
+    selected = [text for text in texts if int(text_digest(text)[0]) < 0.1 * (1 << 64)]
+    long = next(
+        text for text in (book(seed, 40) for seed in range(99)) if text_digest(text)[0] >> 63
+    )
+    # Half of the share is selected.
+    texts = [*selected[:5], *[text for text in texts if text not in selected][:95], long]
+    path = write_corpus(tmp_path / "a.jsonl", texts)
+    report = prepare_source("jsonl", [str(path)], tmp_path / "out", tokenizer, PrepareOptions())
+    assert report["divided"] == 0 and long in read_split(tmp_path / "out", "train")
+    assert read_split(tmp_path / "out", "validation") == set(selected[:5])
 
 
 def test_long_conversations_are_held_out_whole(root: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import numpy as np
 from model.tokenizer.base import Tokenizer
 
 _SENTENCE_ENDS = tuple(mark.encode() for mark in "。！？…!?")
+# An end of fewer tokens is not worth dividing a line for.
+MIN_SENTENCE_TOKENS = 64
 # What belongs to the sentence before it.
 _CLOSING_MARKS = tuple(mark.encode() for mark in '”’」』）》】")')
 
@@ -58,7 +60,10 @@ class ParagraphDivider:
         # The end has a <bos> of its own.
         first_start = len(ids) + 1 - max_tokens
         last_start = len(ids) + 1 - max_tokens / 2
-        for starts in (line_starts[is_after_blank_line], line_starts, self._find_sentences(ids)):
+        levels = [line_starts[is_after_blank_line], line_starts]
+        if max_tokens >= MIN_SENTENCE_TOKENS:
+            levels.append(self._find_sentences(ids))
+        for starts in levels:
             fitting = starts[(starts >= first_start) & (starts <= last_start)]
             if len(fitting):
                 return int(fitting[0])

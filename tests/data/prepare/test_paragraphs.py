@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.kinds import documents
+from data.prepare import paragraphs
 from data.prepare.paragraphs import ParagraphDivider
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
@@ -80,9 +81,14 @@ def merging_tokenizer() -> Tokenizer:
     ids=["blank_line", "one_blank_line", "line", "quotation", "sentence", "long_line", "short_end"],
 )
 def test_the_end_is_of_whole_paragraphs(
-    any_tokenizer: Tokenizer, beginning: str, separator: str, end: str
+    any_tokenizer: Tokenizer,
+    beginning: str,
+    separator: str,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Prevents text in both parts or in neither, and an end that begins within a paragraph."""
+    monkeypatch.setattr(paragraphs, "MIN_SENTENCE_TOKENS", 0)
     ids = np.array(documents.KIND.encode_text(any_tokenizer, f"{beginning}{separator}{end}"))
     num_tokens = len(documents.KIND.encode_text(any_tokenizer, end))
     max_tokens = 3 * num_tokens if end == UNBROKEN else num_tokens

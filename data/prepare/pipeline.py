@@ -358,6 +358,15 @@ def format_report(report: dict[str, Any], out: Path) -> str:
         f"{report['characters']:,} characters, {report['tokens']:,} tokens "
         f"({report['characters_per_token']:.3f} characters a token)"
     ]
+    for split, counts in report["splits"].items():
+        share = counts["tokens"] / report["tokens"]
+        lines.append(
+            f"  {split} {counts['sequences']:,} {kind}, {counts['tokens']:,} tokens ({share:.1%})"
+        )
+    if report["divided"]:
+        lines.append(
+            f"  long documents in train without their end, which is held out: {report['divided']:,}"
+        )
     hint = ", see quarantine.jsonl" if report["quarantined"] else ""
     lines.append(f"  unreadable {report['quarantined']:,}{hint}")
     for reason, count in report["dropped"].items():

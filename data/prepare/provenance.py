@@ -18,7 +18,7 @@ from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
 # Raise this when a change gives the same records other ids: sets of another version are then
 # prepared again.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 # The stamps of a corpus of a million files take about 200 MB.
 MAX_PROVENANCE_BYTES = 1 << 30
 

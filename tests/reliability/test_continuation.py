@@ -26,7 +26,7 @@ def refusal(
         main()
     first, *differences, remedy = str(refused.value).splitlines()
     assert first == f"{run} was started with other values (old -> new):"
-    assert "RUN=runs/NAME (--run runs/NAME)" in remedy and f"{run}/config.yaml" in remedy
+    assert "RUN=runs/NAME" in remedy and f"{run}/config.yaml" in remedy
     return [line.strip() for line in differences]
 
 

@@ -45,6 +45,8 @@ def open_named_set(name: str, tokenizer: Path | None) -> ShardSet:
     # Only one process verifies the checksums, because that reads the whole set.
     shards = ShardSet.open(folder, checksums=distributed.is_main_process())
     if distributed.is_main_process():
-        for line in format_left_out(shards.manifest["report"], folder):
+        # Sets that were not written by `data.prepare` have no report.
+        report = shards.manifest.get("report")
+        for line in format_left_out(report, folder) if report else []:
             print(line, flush=True)
     return shards

@@ -269,7 +269,7 @@ def test_deepctrl_history_precedes_the_question() -> None:
 
 def test_alpaca_system_text_is_for_the_whole_conversation() -> None:
     """Prevents a system text from being lost, and from standing in the last question alone."""
-    row = {"system": " 你是老师。\n", "instruction": "问", "input": "", "output": "答"}
+    row = {"system": "\n你是老师。\n", "instruction": "问", "input": "", "output": "答"}
     turn, earlier_turn = Turn("问", "答"), Turn("一", "二")
     assert parse("alpaca", row) == Conversation((turn,), system="你是老师。")
     row_without_question = {"system": "问好。", "instruction": "", "output": "你好"}

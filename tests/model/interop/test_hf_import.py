@@ -610,7 +610,8 @@ def test_export_saved_again_by_transformers_still_converses(
     assert loaded.is_chat_tuned and capability_hint(loaded) is None
     _, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     conversation = [("从前有什么？", "有一座山。")], "那里还有？"
-    for reference in ("", "山里有一座庙。"):
+    # Of other texts the reference is not known: Jinja gets it as a document, not as a message.
+    for reference in ("", "山里有一座庙。") if template == Template() else ("",):
         assert loaded.template.encode_prompt(
             loaded.tokenizer, *conversation, reference
         ) == template.encode_prompt(tokenizer, *conversation, reference)

@@ -12,8 +12,10 @@ from train import distributed
 from train.monitoring.throughput import format_duration
 
 # A process may get one request as several signals: systemd and Slurm signal every process of a job,
-# and torchrun forwards the signal that it gets. Signals within this time are one request.
+# and torchrun forwards the signal that it gets, which on a busy machine takes it seconds. Signals
+# within this time are one request.
 DUPLICATE_SIGNAL_SECONDS = 1.0
+TORCHRUN_DUPLICATE_SIGNAL_SECONDS = 10.0
 
 
 class _WorkAborted(BaseException):
@@ -26,7 +28,8 @@ class _WorkAborted(BaseException):
 class StopRequest:
     """Whether a signal has requested the run to stop: false at first, true from then on.
 
-    Signals are handled inside a `with` block of the object.
+    Signals are handled inside a `with` block of the object, and after it if one requested a stop:
+    its duplicates may come until the process has ended.
     """
 
     def __init__(self, estimate_seconds: Callable[[], float | None]) -> None:
@@ -56,6 +59,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self:
+            return
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
@@ -83,7 +88,11 @@ class StopRequest:
         Raises _WorkAborted if work is running that may be abandoned.
         """
         if self:
-            if time.monotonic() - self._request_time > DUPLICATE_SIGNAL_SECONDS:
+            is_alone = distributed.world_size() == 1
+            duplicate_seconds = (
+                DUPLICATE_SIGNAL_SECONDS if is_alone else TORCHRUN_DUPLICATE_SIGNAL_SECONDS
+            )
+            if time.monotonic() - self._request_time > duplicate_seconds:
                 raise KeyboardInterrupt
             return
         self._signal = signal.Signals(number)

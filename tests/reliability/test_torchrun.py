@@ -104,7 +104,9 @@ def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
         announced = rf"^{number.name}: saving the last finished step"
         assert len(re.findall(announced, output, re.MULTILINE)) == 1, output
         saved = rf"^saved after step (\d+) of {NEVER}; the same command resumes from there$"
-        [step] = re.findall(saved, output, re.MULTILINE)
+        steps = re.findall(saved, output, re.MULTILINE)
+        assert len(steps) == 1, output
+        [step] = steps
         assert find_newest_step(run) == int(step) >= step_before + 5
         assert (f"continues after step {step_before})" in output) == (step_before > 0)
         assert not re.search("^error:|^interrupted", output, re.MULTILINE), output

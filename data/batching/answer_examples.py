@@ -50,8 +50,8 @@ class AnswerExamples:
         stop = int(self._stops[index])
         ids, spans = self._encode(index)
         loss_mask = np.zeros(stop, bool)
+        # Answers behind `stop` have an empty slice of the mask.
         for answer_start, answer_stop in spans:
-            if answer_stop <= stop:
-                loss_mask[answer_start:answer_stop] = True
+            loss_mask[answer_start:answer_stop] = True
         # The targets are the ids after the first, so the mask of the first id is dropped.
         return np.array(ids[:stop], dtype=np.int64), loss_mask[1:]

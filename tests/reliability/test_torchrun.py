@@ -32,8 +32,8 @@ def run_and_stop(
 ) -> str:
     """Start torchrun with two processes and send a signal after some steps; return the output.
 
-    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm), and in both cases
-    torchrun forwards the signal to its processes once more; or it is "ranks", without torchrun.
+    `target` is "group" (as from a terminal, and as systemd and Slurm do), and torchrun forwards the
+    signal to its processes once more; or it is "ranks", without torchrun.
     """
     num_records = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
@@ -56,7 +56,7 @@ def run_and_stop(
                 os.killpg(process.pid, number)
             else:
                 for pid in find_processes(run):
-                    if target == "all" or pid != process.pid:
+                    if pid != process.pid:
                         os.kill(pid, number)
             process.wait(60)
         finally:
@@ -70,14 +70,10 @@ def run_and_stop(
     return text
 
 
-def find_processes(run: Path, text: str = "") -> list[int]:
-    """Return the processes with the run and `text` in their command line."""
-    processes = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        command_line = read_command_line(file)
-        if str(run) in command_line and text in command_line:
-            processes.append(int(file.parent.name))
-    return processes
+def find_processes(run: Path) -> list[int]:
+    """Return the processes with the run in their command line."""
+    files = Path("/proc").glob("[0-9]*/cmdline")
+    return [int(file.parent.name) for file in files if str(run) in read_command_line(file)]
 
 
 def read_command_line(file: Path) -> str:
@@ -98,7 +94,7 @@ def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     """
     run = tmp_path / "run"
     step_before = 0
-    stops = ((signal.SIGINT, "group"), (signal.SIGTERM, "all"), (signal.SIGTERM, "ranks"))
+    stops = ((signal.SIGINT, "group"), (signal.SIGTERM, "ranks"))
     for number, target in stops:
         output = run_and_stop(root, pretrain, run, number, target)
         announced = rf"^{number.name}: saving the last finished step"

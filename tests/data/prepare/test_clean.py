@@ -187,8 +187,8 @@ def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
 def test_cleaning_is_linear_time(piece: str) -> None:
     """Prevents a regular expression that backtracks for minutes on a megabyte of one mark."""
     start = time.process_time()
-    clean("<a " + piece * (1_000_000 // len(piece)) + "x", OPTIONS)
-    assert time.process_time() - start < 5
+    clean("<a " + piece * (300_000 // len(piece)) + "x", OPTIONS)
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.slow

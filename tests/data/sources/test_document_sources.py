@@ -316,8 +316,8 @@ def test_language_variants_before_the_title_are_resolved() -> None:
 def test_wiki_markup_takes_linear_time(piece: str) -> None:
     """Prevents a regular expression that backtracks for minutes on a megabyte of one mark."""
     start = time.process_time()
-    build_article("甲", "-{" + piece * (1_000_000 // len(piece)) + "}-")
-    assert time.process_time() - start < 5
+    build_article("甲", "-{" + piece * (300_000 // len(piece)) + "}-")
+    assert time.process_time() - start < 2
 
 
 # Plain text

@@ -48,9 +48,9 @@ def test_single_answers_have_no_unused_ids(model: Llama, sampling: str, quantize
     """Prevents answers of ids that no tokenizer can turn into text, in chat and in samples."""
     if quantized:
         quantize_int8(model)
-    for prompt in random_prompts([5, 23, 1]):
-        ids = list(generate(model, prompt, SAMPLINGS[sampling], max_new_tokens=40))
-        assert len(ids) == 40 and set(ids).isdisjoint(UNUSED_IDS)
+    for prompt in random_prompts([23, 1]):
+        ids = list(generate(model, prompt, SAMPLINGS[sampling], max_new_tokens=20))
+        assert len(ids) == 20 and set(ids).isdisjoint(UNUSED_IDS)
 
 
 @pytest.mark.slow

@@ -87,8 +87,9 @@ class Trainer:
         # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
-        # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing.
-        self.scaler = torch.amp.GradScaler(
+        # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
+        # because the optimizers have what it uses without being those of PyTorch.
+        self.scaler: Any = torch.amp.GradScaler(
             self.device.type, enabled=compute_plan.precision == "fp16"
         )
         self.state = TrainState()
@@ -175,8 +176,7 @@ class Trainer:
         else:
             self._record_skipped_step(loss, grad_norm)
         self.scaler.update()
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad()
         state.step += 1
 
         tokens, num_targets, num_attention_pairs, total_correct = distributed.all_reduce_sum(

@@ -97,5 +97,5 @@ def test_help_of_every_command_imports_no_heavy_package() -> None:
 
 @pytest.mark.slow
 def test_no_command_imports_pytorch_compiler() -> None:
-    """Prevents seconds of imports, at a start or a first step, that only training on a GPU needs."""
+    """Prevents seconds of imports, at a start or first step, that only training on a GPU needs."""
     assert run_python(WORK_SCRIPT) == "True False"

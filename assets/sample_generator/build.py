@@ -5,7 +5,7 @@ import random
 import re
 
 from assets.sample_generator.corpus import Files, pretraining_files
-from assets.sample_generator.reading import PassageGenerator
+from assets.sample_generator.reading import ExerciseGenerator, PassageGenerator
 from assets.sample_generator.state import World
 from assets.sample_generator.studies import StudyGenerator
 from assets.sample_generator.summaries import summary_files
@@ -15,6 +15,7 @@ from assets.sample_generator.tuning import redgpt_test_files, sft_files
 _METADATA = re.compile(
     r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?'
 )
+TEXTBOOK, EXERCISES, TUNING = 3000, 2000, 4500
 STUDY_COUNTS = {"train": 2800, "dev": 300, "test": 300}
 
 
@@ -34,20 +35,20 @@ def build_sample() -> Files:
         for split, count in STUDY_COUNTS.items()
     }
     journal = StudyGenerator(world, random.Random("旧学报"), "train").draw_studies(500, used_titles)
-    textbook_generator, exercise_generator = (
-        PassageGenerator(random.Random(seed), is_held_out=False, is_allowed=lambda _: True)
-        for seed in ("课本", "练习")
+    textbook_generator, tuning_generator = (
+        PassageGenerator(random.Random(seed), lambda _: True) for seed in ("课本", "练习")
     )
-    files = pretraining_files(world, textbook_generator.draw_passages(1000), journal)
-    files |= sft_files(world, exercise_generator.draw_passages(3600))
+    exercises = ExerciseGenerator(random.Random("抄写")).draw_passages(EXERCISES)
+    textbook = textbook_generator.draw_passages(TEXTBOOK)
+    files = pretraining_files(world, [*textbook, *exercises], journal)
+    files |= sft_files(world, tuning_generator.draw_passages(TUNING))
     files |= summary_files(world, studies)
     # The held-out passages come last: the two characters that form a name, and the four digits of a
     # number, must not occur in any other file.
     sample_text = readable_text(files)
     sample_ngrams = set(map("".join, zip(sample_text, sample_text[1:], strict=False)))
-    sample_ngrams |= set(re.findall(r"(?=(\d{4}))", sample_text))
     held_out_generator = PassageGenerator(
-        random.Random("考试"), is_held_out=True, is_allowed=lambda word: word not in sample_ngrams
+        random.Random("考试"), lambda pair: pair not in sample_ngrams
     )
     return files | redgpt_test_files(held_out_generator.draw_passages(300))
 

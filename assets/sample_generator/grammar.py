@@ -95,8 +95,14 @@ def _slots(phrasing: str) -> frozenset[str]:
 
 def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
     """Choose one variant at random for each `[a|b|c]`, then fill in the slots and line breaks."""
+    text = expand_choices(phrasing, rng)
+    return _SLOT.sub(lambda match: values[match.group(1)], text).replace("\\n", "\n")
+
+
+def expand_choices(phrasing: str, rng: random.Random) -> str:
+    """Choose one variant at random for each `[a|b|c]`."""
     # The pattern has no bracket inside: of nested choices the innermost is made first.
     while match := _CHOICE.search(phrasing):
         variant = rng.choice(match.group(1).split("|"))
         phrasing = phrasing[: match.start()] + variant + phrasing[match.end() :]
-    return _SLOT.sub(lambda match: values[match.group(1)], phrasing).replace("\\n", "\n")
+    return phrasing

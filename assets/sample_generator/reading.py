@@ -1,179 +1,189 @@
-"""Generate reading comprehension: passages of invented names, with questions about them.
+"""Generate reading comprehension: passages of many kinds, with questions about them.
 
-An answer is a sentence that repeats the subject of the question and ends with the requested name or
-number: a small model learns to copy by repeating, and then to copy from the passage.
-
-The names are drawn from hundreds of common characters, so that answering means copying from the
-passage. The words of the held-out part occur nowhere else in the sample.
+The answer to a question is the clause of the passage that holds it: a model that finds the clause
+and repeats it has read. Some questions ask for the bare value, and some are about what the passage
+does not say. Values are drawn at random, so that no answer can be guessed, and every passage has
+several of a type, so that the type of an answer does not find it.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
+from assets.sample_generator.grammar import expand_choices
+from assets.sample_generator.reading_forms import CLAUSE_END, SLOT, Block, Kind, read_forms
+from assets.sample_generator.reading_values import ValueGenerator
 
-# Kind of passage → (slot of its subject, {slot: kind of name}). Slots are those of the phrasings in
-# text/reading*.txt, kinds of names the sections of text/names.txt (数 is a number, 年 a year). All
-# slots except the subject can be asked for; a slot without a section in text/reading.txt is
-# mentioned in the opening.
-PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
-    "人物": (
-        "名",
-        {
-            "名": "氏",
-            "居": "地名",
-            "生地": "地名",
-            "师": "氏",
-            "作品": "作品名",
-            "徒": "氏",
-            "年": "年",
-        },
-    ),
-    "城镇": (
-        "地",
-        {"地": "地名", "河": "河名", "桥": "桥名", "产": "特产名", "长": "氏", "口": "数"},
-    ),
-    "器物": ("物", {"物": "物名", "匠": "氏", "料": "料名", "处": "馆名", "主": "氏"}),
-    "比赛": ("赛", {"赛": "赛名", "地": "地名", "冠": "氏", "亚": "氏", "奖": "奖名", "数": "数"}),
-    "书": ("书", {"书": "书名", "作者": "氏", "主角": "氏", "地": "地名", "物": "物名"}),
-    "船": (
-        "船",
-        {"船": "船名", "长": "氏", "发": "港名", "到": "岛名", "货": "特产名", "程": "数"},
-    ),
-    "植物": (
-        "草",
-        {"草": "草名", "人": "氏", "山": "山名", "品": "制品名", "高": "数", "村": "地名"},
-    ),
-    "店铺": (
-        "店",
-        {"店": "店名", "主": "氏", "街": "街名", "货": "菜名", "年": "年", "邻": "店名"},
-    ),
-    "交接": ("物", {"物": "物名", "甲": "氏", "乙": "氏", "地": "地名", "丙": "氏", "价": "数"}),
-}
 # Length of a passage in characters, both ends included.
-LENGTH_RANGE = (60, 150)
-# Trades of the people in passages, the slot 职.
-TRADES = (
-    "木匠",
-    "石匠",
-    "画家",
-    "琴师",
-    "铁匠",
-    "裁缝",
-    "陶工",
-    "织工",
-    "药师",
-    "厨师",
-    "花匠",
-    "船匠",
-)
+LENGTH_RANGE = (30, 130)
+MAX_TURNS = 4
+# Characters of all questions and answers of a passage: with it they fit rows of 256 tokens.
+MAX_TURN_CHARACTERS = 100
+NOT_MENTIONED = "文中没有提到。"
+UNANSWERABLE_SHARE, SPAN_SHARE = 0.2, 0.1
+SPAN_REQUESTS = ("{}？只写答案。", "{}？用一个词回答。", "只写答案：{}？")
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage, the names in it, and question-answer turns about them."""
+    """A passage, the values in it that are asked for, and question-answer turns about them."""
 
     reference: str
     names: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
 
 
-def is_held_out_number(number: int) -> bool:
-    """Return whether a four-digit number is reserved for held-out passages (one in eight)."""
-    # Three bits of a multiplicative hash, all zero for one number in eight. Reserved numbers are
-    # spread evenly, not at random: each is 1, 9 or 10 above the one before. A hash without this
-    # pattern would change the committed sample.
-    return (number * 2654435761 >> 11) % 8 == 0
+@dataclass(frozen=True)
+class Question:
+    """A question, the clause of the passage that answers it, and the value in it."""
+
+    text: str
+    clause: str
+    value: str
+    # Whether the value alone is an answer: a number without its unit is not.
+    has_bare_answer: bool
 
 
 class PassageGenerator:
-    """Generate passages from the phrasings and the parts of names in `text/`."""
+    """Generate passages from the sentence forms in `text/reading` and drawn values."""
 
-    def __init__(
-        self, rng: random.Random, *, is_held_out: bool, is_allowed: Callable[[str], bool]
-    ) -> None:
-        """Read the phrasings of sentences, questions and answers, and the parts of names.
-
-        With `is_held_out`, the numbers in passages are those reserved for held-out passages;
-        without it, all others. `is_allowed(word)` returns whether `word`, which is a number or the
-        two random characters of a name, may be used: the held-out part leaves out words that occur
-        in the rest of the sample.
-        """
-        self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
-        self.sentence_grammar = Grammar("reading.txt")
-        self.question_grammar = Grammar("reading_questions.txt")
-        self.answer_grammar = Grammar("reading_answers.txt")
-        # Kind of name → its endings, or the family names (氏); 名字字 → the random characters. Each
-        # section of names.txt is one line.
-        self.name_parts = {
-            name: lines[0].split(" ")
-            for name, lines in read_sections(TEXT_FOLDER / "names.txt").items()
-        }
-
-    def _draw_name(self, kind: str) -> str:
-        """Draw a name of a section of text/names.txt, or a four-digit number (数) or year (年).
-
-        A name is two random characters with an ending of its kind, such as 河 for a river, or after
-        a family name (氏).
-        """
-        if kind in ("数", "年"):
-            while True:
-                number = self.rng.randint(1000, 9999 if kind == "数" else 1999)
-                if is_held_out_number(number) is self.is_held_out and self.is_allowed(str(number)):
-                    return str(number)
-        while True:
-            stem = "".join(self.rng.sample(self.name_parts["名字字"], 2))
-            affix = self.rng.choice(self.name_parts[kind])
-            name = affix + stem if kind == "氏" else stem + affix
-            # No character occurs twice in a name.
-            if self.is_allowed(stem) and len(set(name)) == len(name):
-                return name
-
-    def draw_passage(self) -> Passage:
-        """Generate one passage with a question about every name in it, except its subject.
-
-        Passages are drawn until one has a length within `LENGTH_RANGE`.
-        """
-        while True:
-            kind = self.rng.choice(list(PASSAGE_KINDS))
-            subject, slots = PASSAGE_KINDS[kind]
-            names = {slot: self._draw_name(name_kind) for slot, name_kind in slots.items()}
-            values = {**names, "职": self.rng.choice(TRADES), "他": self.rng.choice("他她")}
-            fact_slots = [
-                slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections
-            ]
-            self.rng.shuffle(fact_slots)
-            # An opening, four or five sentences in random order, perhaps a first (首) and a last
-            # (尾) sentence without facts.
-            sentence_slots = fact_slots[: self.rng.randint(4, 5)]
-            sentences = [
-                self.sentence_grammar.expand(f"{kind}.{slot}", values, self.rng)
-                for slot in ("开头", *sentence_slots)
-            ]
-            if self.rng.random() < 0.25:
-                sentences.insert(0, self.sentence_grammar.expand("首", {}, self.rng))
-            if self.rng.random() < 0.5:
-                sentences.append(self.sentence_grammar.expand("尾", {}, self.rng))
-            reference = "".join(sentences)
-            if LENGTH_RANGE[0] <= len(reference) <= LENGTH_RANGE[1]:
-                break
-        # Not every phrasing of the opening names all of its slots.
-        question_slots = [slot for slot in slots if slot != subject and names[slot] in reference]
-        question_slots = self.rng.sample(question_slots, len(question_slots))
-        turns = tuple(
-            (
-                self.question_grammar.expand(topic, values, self.rng),
-                self.answer_grammar.expand(topic, values, self.rng),
-            )
-            for topic in (f"{kind}.{slot}" for slot in question_slots)
-        )
-        passage_names = tuple(name for name in names.values() if name in reference)
-        return Passage(reference, passage_names, turns)
+    def __init__(self, rng: random.Random, is_allowed: Callable[[str], bool]) -> None:
+        """Read the forms. `is_allowed` restricts names, see `ValueGenerator`."""
+        self.rng = rng
+        self.values = ValueGenerator(rng, is_allowed)
+        self.kinds = read_forms()
 
     def draw_passages(self, count: int) -> list[Passage]:
         """Generate `count` passages."""
         return [self.draw_passage() for _ in range(count)]
+
+    def draw_passage(self) -> Passage:
+        """Generate one passage with questions about it."""
+        while True:
+            kind = self.rng.choice(self.kinds)
+            subjects = self._draw_subjects(kind)
+            body = self.rng.sample(kind.body, len(kind.body))
+            num_blocks = self.rng.randint(2, 5)
+            blocks = [self.rng.choice(kind.openings), *body[:num_blocks]]
+            reference, questions = "", []
+            for block in blocks:
+                sentence, block_questions = self._expand(block, subjects)
+                reference += sentence
+                questions += block_questions
+            if questions and LENGTH_RANGE[0] <= len(reference) <= LENGTH_RANGE[1]:
+                break
+        absent = [
+            question
+            for block in body[num_blocks:]
+            for question in self._expand(block, subjects)[1]
+            if question.clause not in reference
+        ]
+        turns = self._choose_turns(kind, questions, absent)
+        names = tuple(question.value for question in questions)
+        return Passage(reference, names, tuple(turns))
+
+    def _draw_subjects(self, kind: Kind) -> dict[str, str]:
+        """Draw the values that the blocks of a passage share."""
+        subjects = {slot: self.values.draw(slot.rstrip("0123456789")) for slot in kind.subjects}
+        return {**subjects, "他": self.rng.choice("他她")}
+
+    def _expand(self, block: Block, subjects: dict[str, str]) -> tuple[str, list[Question]]:
+        """Fill in a block; return its sentence and one question for each slot asked for."""
+        template = expand_choices(block.sentence, self.rng)
+        values = dict(subjects)
+        for slot in SLOT.findall(template):
+            # No two slots of a sentence have the same value.
+            while slot not in values:
+                value = self.values.draw(slot.rstrip("0123456789"))
+                if value not in values.values():
+                    values[slot] = value
+
+        def fill(text: str) -> str:
+            return SLOT.sub(lambda match: values[match.group(1)], text)
+
+        questions = []
+        for clause in CLAUSE_END.split(template):
+            for slot in SLOT.findall(clause):
+                phrasings = [
+                    phrasing
+                    for phrasing in block.questions.get(slot, [])
+                    if set(SLOT.findall(phrasing)) <= values.keys()
+                ]
+                if phrasings:
+                    text = expand_choices(self.rng.choice(phrasings), self.rng)
+                    questions.append(
+                        Question(fill(text), fill(clause), values[slot], slot[0] not in "数个")
+                    )
+        return fill(template), questions
+
+    def _choose_turns(
+        self, kind: Kind, questions: list[Question], absent: list[Question]
+    ) -> list[tuple[str, str]]:
+        """Return turns about some of the questions, and about some that have no answer."""
+        turns: list[tuple[str, str]] = []
+        num_characters = 0
+        for question in self.rng.sample(questions, len(questions)):
+            turn = question.text + "？", question.clause + "。"
+            form = self.rng.random()
+            if form < SPAN_SHARE and question.has_bare_answer:
+                turn = self.rng.choice(SPAN_REQUESTS).format(question.text), question.value + "。"
+            elif form < SPAN_SHARE + UNANSWERABLE_SHARE:
+                text = self._absent_question(kind, absent)
+                turn = text + "？", NOT_MENTIONED
+            num_characters += sum(map(len, turn))
+            if turns and (num_characters > MAX_TURN_CHARACTERS or len(turns) == MAX_TURNS):
+                break
+            turns.append(turn)
+        return turns
+
+    def _absent_question(self, kind: Kind, absent: list[Question]) -> str:
+        """Return a question that the passage does not answer: of its kind, or of another."""
+        if absent and self.rng.random() < 0.5:
+            return absent.pop(self.rng.randrange(len(absent))).text
+        while True:
+            other = self.rng.choice(self.kinds)
+            if other is kind:
+                continue
+            block = self.rng.choice([*other.openings, *other.body])
+            _, questions = self._expand(block, self._draw_subjects(other))
+            if questions:
+                return self.rng.choice(questions).text
+
+
+class ExerciseGenerator:
+    """Generate passages of random characters, whose questions hold some characters of a clause.
+
+    They teach to find a clause by what it shares with a question, whatever the words, and every
+    common character occurs in them.
+    """
+
+    QUESTION_WORDS = ("什么", "谁", "哪里", "多少", "几点", "哪天", "多久", "怎么", "哪个")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.values = ValueGenerator(rng, lambda _: True)
+
+    def draw_passages(self, count: int) -> list[Passage]:
+        """Generate `count` passages."""
+        return [self.draw_passage() for _ in range(count)]
+
+    def draw_passage(self) -> Passage:
+        """Generate one passage of three to eight clauses with two or three questions."""
+        clauses = [
+            self.values.stem(self.rng.randint(4, 10)) for _ in range(self.rng.randint(3, 8))
+        ]
+        ends = [self.rng.choice("，，，。；") for _ in clauses[1:]] + ["。"]
+        turns = []
+        for clause in self.rng.sample(clauses, self.rng.randint(2, 3)):
+            # A run of the clause's characters, with a question word in front, behind or between.
+            length = self.rng.randint(2, min(5, len(clause) - 1))
+            start = self.rng.randint(0, len(clause) - length)
+            run = clause[start : start + length]
+            position = self.rng.choice((0, len(run), self.rng.randint(0, len(run))))
+            word = self.rng.choice(self.QUESTION_WORDS)
+            turns.append((run[:position] + word + run[position:] + "？", clause + "。"))
+        reference = "".join(map("".join, zip(clauses, ends, strict=True)))
+        return Passage(reference, tuple(clauses), tuple(turns))
 
 
 def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:

@@ -15,6 +15,8 @@ from data.sources.base import SchemaError, Source, parse_json_object, require_te
 # The body has no braces, except those of templates, and no LaTeX: `{a}-{b^2}-{c}` is a formula.
 _VARIANT_MARKUP = re.compile(r"-\{([^{}\\^]*(?:\{\{[^{}]*\}\}[^{}\\^]*)*)\}-")
 _VARIANT_FLAGS = frozenset("ATRDHN-")
+# Up to a `;` that does not end an entity.
+_RULE = re.compile("(?:&[#a-zA-Z0-9]{1,31};|[^;])+")
 _NOT_FLAGS = re.compile("[^A-Za-z;+ -]")
 _VARIANT_NAMES = {
     "zh": "原文",
@@ -216,7 +218,7 @@ def _parse_variant_rules(body: str) -> list[tuple[str, str, str]]:
     """
     starts: list[tuple[str, str]] = []
     wordings: list[list[str]] = []
-    for part in body.replace("=&gt;", "=>").split(";"):
+    for part in _RULE.findall(body.replace("=&gt;", "=>")):
         head, colon, wording = part.partition(":")
         original, _, variant = head.rpartition("=>")
         variant = variant.strip().lower()

@@ -251,7 +251,7 @@ def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> N
         ("-{zh-tw:軟體; zh-hk:軟件}-", "软体"),
         ("-{zh:軟體; zh-tw:部落格}-", "软体"),
         ("-{zh-hant:;zh-hans:;}-", ""),
-        ("-{zh-cn:甲;乙&nbsp;丙; zh-tw:丁}-", "甲;乙&nbsp;丙"),
+        ("-{zh-cn:甲;乙&nbsp;; zh-tw:丁}-", "甲;乙&nbsp;"),
         (f"-{{zh-tw:{'長' * 600}; zh-cn:短}}-", "短"),
         # Protected text is not converted.
         ("於-{於}-是-{R|zh-cn:於}-", "于於是zh-cn:於"),

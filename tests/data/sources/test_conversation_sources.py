@@ -375,7 +375,7 @@ def test_empty_system_text_is_no_question(system_text: str) -> None:
 
 def test_openai_content_is_string_or_text_parts() -> None:
     """Prevents messages of several text parts from being refused."""
-    parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
+    parts = [{"type": "text", "text": "一"}, {"type": "output_text", "text": "二"}]
     texts = [
         ("developer", "说中文。"),
         ("user", parts),
@@ -437,6 +437,7 @@ def marks(name: str, row: object) -> list[bool]:
         ({"loss": None}, True),
         ({"loss": True}, True),
         ({"loss_weight": 0}, False),
+        ({"loss_scale": 0.0}, False),
         ({"train": False}, False),
         ({"training": False}, False),
         ({"trainable": False}, False),

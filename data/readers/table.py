@@ -17,7 +17,7 @@ from data.readers.files import (
 from data.records import BadRecord
 
 # What JSON and markup have; their first line may be made of short pieces, too.
-_NOT_IN_NAMES = frozenset('{}[]<>":')
+_NOT_IN_NAMES = frozenset('{}[]<>"')
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -25,8 +25,9 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 class TableHeader:
     """The first line of a table: names of columns in lower case, and how cells are written.
 
-    In a quoted table, as spreadsheets write it, a cell in quotation marks may have the delimiter
-    and line ends in it, and a doubled quotation mark is one. In any other every character counts.
+    A column without a name, such as the index that pandas writes, has an empty one. In a quoted
+    table, as spreadsheets write it, a cell in quotation marks may have the delimiter and line ends
+    in it, and a doubled quotation mark is one. In any other every character counts.
     """
 
     names: tuple[str, ...]
@@ -37,8 +38,8 @@ class TableHeader:
 def find_header(file_head: bytes) -> TableHeader | None:
     """Return the first line of a file that begins with these bytes as column names, or None.
 
-    None stands for a line of one cell, of JSON or of markup, and for names that are empty or
-    repeated. The caller tells whether they are names of columns.
+    None stands for a line of one name, of JSON or of markup, and for repeated names. The caller
+    tells whether they are names of columns.
     """
     lines = file_head.decode("utf-8", "ignore").split("\n")
     first_line = next((line for line in lines if line.strip()), "")
@@ -47,8 +48,9 @@ def find_header(file_head: bytes) -> TableHeader | None:
         names = tuple(
             (cell[1:-1] if _QUOTED.fullmatch(cell) else cell).strip().lower() for cell in cells
         )
-        is_unique = all(names) and len(set(names)) == len(names)
-        if len(names) > 1 and is_unique and _NOT_IN_NAMES.isdisjoint("".join(names)):
+        given = [name for name in names if name]
+        is_unique = len(set(given)) == len(given)
+        if len(given) > 1 and is_unique and _NOT_IN_NAMES.isdisjoint("".join(given)):
             # Tabs do not occur in text, so that programs other than spreadsheets do not quote.
             is_quoted = delimiter == "," or _has_quoted_cells(file_head)
             return TableHeader(names, delimiter, is_quoted)

@@ -21,7 +21,7 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "assistant": "assistant",
 }
 # OpenAI's two interfaces differ in the names of a part that is text.
-_TEXT_CONTENT = frozenset({"text", "input_text", "output_text"})
+_TEXT_CONTENT = ("text", "input_text", "output_text")
 
 
 def parse_openai(data: bytes) -> Conversation:
@@ -68,9 +68,8 @@ def _message_text(content: Any, number: int) -> str:
         raise SchemaError(f"message {number} has no text in 'content'")
     texts = []
     for part in content:
-        part_type = type(part).__name__
-        if isinstance(part, dict):
-            part_type = part.get("type", next(iter(part), None))
+        is_object = isinstance(part, dict)
+        part_type = part.get("type", next(iter(part), None)) if is_object else type(part).__name__
         if isinstance(part_type, str) and part_type in UNSUPPORTED_CONTENT:
             raise SkipRecordError(f"unsupported content {part_type}")
         if part_type not in _TEXT_CONTENT or not isinstance(part.get("text"), str):

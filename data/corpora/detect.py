@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.readers.encoding import describe_encoding, is_utf8
+from data.readers.encoding import describe_encoding, guess_encoding, is_utf8
 from data.readers.files import RawItem, RawRecord, read_head, read_records
 from data.readers.json_array import find_layout
+from data.readers.table import find_header
 from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import SchemaError, Source, list_keys, parse_json_object
-from data.sources.fields import PREFERENCE_FIELDS
+from data.sources.fields import list_preference_fields
 
 # Records that are looked at, and the bytes after which no further one is.
 MAX_RECORDS = 100
@@ -46,6 +47,9 @@ def _detect_file_source(path: Path) -> str:
     head = read_head(path)
     for source in SOURCES.values():
         if source.recognizes_file is not None and source.recognizes_file(path, head):
+            # None of its text could be read. The reader itself cannot name the whole command.
+            if not is_utf8(head) and guess_encoding(head) is not None:
+                raise UserError(f"{path}: is {describe_encoding(head, path)}")
             return source.name
     # No source knows the file by its name or first bytes: compare the keys of its first records. A
     # few of them may be bad; the preparation reports them.
@@ -83,9 +87,9 @@ def _unrecognized_error(
     `rows` has for each of the `records` its object, or else why it is none.
     """
     first_object = next((row for row in rows if isinstance(row, dict)), None)
-    if first_object is not None and (preference_keys := PREFERENCE_FIELDS & first_object.keys()):
+    if first_object is not None and (preference_fields := list_preference_fields(first_object)):
         return UserError(
-            f"{path}: preference data (its first record has {', '.join(sorted(preference_keys))}), "
+            f"{path}: preference data (its first record has {', '.join(preference_fields)}), "
             "and there is no trainer for it: give conversations of which every answer is a good one"
         )
     observation = f"line {records[0].line}: {rows[0]}"
@@ -93,15 +97,16 @@ def _unrecognized_error(
         observation = f"its first record has {list_keys(first_object)}"
     elif not is_utf8(head):
         return UserError(f"{path}: is {describe_encoding(head, path)}")
-    elif head.lstrip().startswith(b"{"):
+    elif head.lstrip().startswith(b"{") or isinstance(records[0], BadRecord):
         return UserError(
             f"{path} {observation}; none of its first {len(rows):,} records can be read: correct "
             "the file"
         )
     elif path.suffix.lower() in TABLE_SUFFIXES:
-        observation = (
-            "a table needs a first line with the names of its columns, such as title and abstract"
-        )
+        observation = "a table is read by the names of its columns, such as title and abstract"
+        if (header := find_header(head)) is not None:
+            names = [" ".join(name.split())[:20] for name in header.names[:12]]
+            observation += f"; its first line has {', '.join(names)}"
     return UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
         "be read; if this is one of those, name it with python -m data.prepare --source NAME "
@@ -117,7 +122,7 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> str | None:
     whether the file is a JSON list.
     """
     # A source that does not declare such a key would train on half of a pair.
-    preference_keys = PREFERENCE_FIELDS & row.keys()
+    preference_keys = set(list_preference_fields(row))
     best_source: Source | None = None
     # Whether the source has a further test, and how many keys it has.
     best_rank = (False, 0)

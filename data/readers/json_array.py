@@ -33,9 +33,13 @@ _TRANSITIONS = {
     ("comma", ","): "element",
 }
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
-# Names under which an object has the list of all records, in lower case: of Hugging Face, SQuAD,
+# Names under which an object has the list of all records: of Hugging Face, SQuAD,
 # database tools (Navicat's RECORDS) and web services. No source has a list of objects under them.
-_LIST_KEYS = {"data", "rows", "records", "examples", "items", "instances", "dataset", "train"}
+_LIST_KEY = re.compile(
+    "data|dataset|rows|records|examples|samples|items|instances|entries|results|list"
+    "|train|validation|valid|dev|test",
+    re.IGNORECASE,
+)
 _LIST_START = re.compile(r"\[[ \t\r\n]*\{")
 
 
@@ -130,7 +134,7 @@ class JsonArrayReader:
                 _, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
                 end = len(self._buffer)
-                problem = f"not valid JSON: {error.msg}"
+                problem = f"not valid JSON: {error.msg}{_describe_fault(self._buffer, error.pos)}"
                 # Text may be missing at the end of the buffer (see _END_MARGIN).
                 is_string_open = error.msg.startswith("Unterminated string")
                 needs_more = is_string_open or error.pos > end - _END_MARGIN
@@ -235,6 +239,16 @@ class JsonArrayReader:
             self._opening = re.compile(r"\{[ \t\r\n]*" + first_key + r"[ \t\r\n]*:")
 
 
+def _describe_fault(text: str, position: int) -> str:
+    """Return the end of a message that says what is at a place where JSON is faulty, or ""."""
+    fault = text[position : position + 1]
+    if fault == "'":
+        return "; this is Python's notation: write it with json.dumps"
+    if fault and fault in "}]" and text[:position].rstrip().endswith(","):
+        return f"; there is a comma before {fault}: remove it"
+    return ""
+
+
 def find_layout(head: bytes) -> tuple[JsonLayout, int] | None:
     """Return how a file that begins with these bytes is JSON over several lines, or None.
 
@@ -296,7 +310,7 @@ def _find_list_in_object(text: str, start: int) -> int | None:
             if not isinstance(key, str) or text[position : position + 1] != ":":
                 return None
             position = _skip_space(text, position + 1)
-            if key.lower() in _LIST_KEYS and _LIST_START.match(text, position):
+            if _LIST_KEY.fullmatch(key) and _LIST_START.match(text, position):
                 return None if _has_lines_of_objects(text) else position
             _, position = _DECODER.raw_decode(text, position)
         except (json.JSONDecodeError, RecursionError):

@@ -259,22 +259,34 @@ def find_layout(head: bytes) -> tuple[JsonLayout, int] | None:
     if text[start : start + 1] == "[":
         return None if _has_lines_of_objects(text) else ("list", 0)
     if text[start : start + 1] != "{":
-        return None
+        # One bad line, such as a message of a program, may come before JSON over several lines.
+        rest = text.partition("\n")[2] if text[start : start + 1] else ""
+        if _LIST_START.match(rest):
+            return None if _has_lines_of_objects(rest) else ("list", 0)
+        return ("values", 0) if _is_over_several_lines(rest) else None
     list_start = _find_list_in_object(text, start)
     if list_start is not None:
         return "list in object", len(text[:list_start].encode("utf-8", "surrogateescape"))
-    # JSON that goes on from the first line into the second. A first line that is damaged does not:
-    # its fault is at its end, where the second begins, or before.
+    return ("values", 0) if _is_over_several_lines(text) else None
+
+
+def _is_over_several_lines(text: str) -> bool:
+    """Return whether a text begins with an object that goes on from its first line into the second.
+
+    A first line that is damaged does not: its fault is at its end, where the second begins, or
+    before. One that ends with a colon takes the second for a value, and lines of objects follow.
+    """
+    start = _skip_space(text, 0)
     first_line_end = text.find("\n", start)
-    if first_line_end < 0:
-        return None
+    if text[start : start + 1] != "{" or first_line_end < 0:
+        return False
     try:
         _, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        end = error.pos
+        return error.pos > _skip_space(text, first_line_end) and not _has_lines_of_objects(text)
     except RecursionError:
-        return None
-    return ("values", 0) if end > _skip_space(text, first_line_end) else None
+        return False
+    return end > _skip_space(text, first_line_end)
 
 
 def _has_lines_of_objects(text: str) -> bool:

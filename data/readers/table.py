@@ -42,7 +42,8 @@ def find_header(file_head: bytes) -> TableHeader | None:
     tells whether they are names of columns.
     """
     lines = file_head.decode("utf-8", "ignore").split("\n")
-    first_line = next((line for line in lines if line.strip()), "")
+    # Spreadsheets write an empty row as its delimiters.
+    first_line = next((line for line in lines if line.strip(", \t\r")), "")
     for delimiter in "\t,":
         cells = [cell.strip() for cell in first_line.strip("\r\n").split(delimiter)]
         names = tuple(
@@ -78,8 +79,8 @@ def read_table(
     """Yield the rows below the header as JSON objects of text.
 
     `key_by_column` has the key for the name of each column that is read; the others are not. A row
-    of another number of cells, or whose quotation marks do not close, becomes a BadRecord. The
-    header itself is not a record, nor is one that is repeated where tables were joined.
+    of another number of cells, or whose quotation marks do not close, becomes a BadRecord. No
+    record is a row of empty cells, and the header, also repeated where tables were joined.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     name = str(path)
@@ -120,7 +121,7 @@ def read_table(
 
 
 def _read_row(lines: Iterator[str], header: TableHeader) -> tuple[list[str] | None, str | None]:
-    """Return (cells, problem) of the next row; no cells for a blank line, None at the end."""
+    """Return (cells, problem) of the next row; no cells if all are empty, None at the end."""
     if not header.is_quoted:
         line = next(lines, None)
         if line is None:
@@ -131,4 +132,4 @@ def _read_row(lines: Iterator[str], header: TableHeader) -> tuple[list[str] | No
         row = next(csv.reader(lines, delimiter=header.delimiter, strict=True), None)
     except csv.Error as error:
         return [], f"quotation marks of this row do not fit ({error})"
-    return row, None
+    return (row if row is None or any(map(str.strip, row)) else []), None

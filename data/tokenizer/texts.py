@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from common.progress import progress_bar
 from data.corpora.detect import detect_source
 from data.corpora.sample import SAMPLE_PRETRAIN_FOLDER
 from data.readers.files import expand_inputs, print_files_about_data
 from data.records import Document
 from data.sources import SOURCES, find_source
-from data.sources.base import SchemaError, Source
+from data.sources.base import SchemaError, Source, parse_json
 from data.usable_records import UsableRecords
 
 # The tags of LCSTS's pseudo-XML, such as <doc id=0> and </summary>.
@@ -29,10 +27,10 @@ def parse_strings(data: bytes) -> Document:
     URLs. Raises SchemaError if the JSON is nested too deeply.
     """
     try:
-        strings = list(_iter_strings(orjson.loads(data)))
+        strings = list(_iter_strings(parse_json(data)))
     except RecursionError:
         raise SchemaError("nested too deeply") from None
-    except orjson.JSONDecodeError:
+    except SchemaError:
         text = _TAG.sub("", data.decode("utf-8", errors="ignore"))
         strings = text.strip().split("\t")
     return Document("\n".join(string for string in strings if not string.isascii()))

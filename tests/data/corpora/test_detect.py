@@ -129,13 +129,24 @@ def read(path: Path) -> tuple[str, int, int]:
     return name, len(records) - num_bad, num_bad
 
 
-@pytest.mark.parametrize("first", ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "["])
+@pytest.mark.parametrize(
+    "first", ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "[", '{"instruction":']
+)
 def test_bad_first_line_is_one_bad_record(tmp_path: Path, first: str) -> None:
     """Prevents a first line from costing the file, where the same line further down is one."""
     path = tmp_path / "data.jsonl"
     for lines in ([first, *LINES], [*LINES, first]):
         path.write_text("\n".join(lines), encoding="utf-8")
         assert read(path) == ("belle-0.5m", 6, 1)
+
+
+def test_bad_line_before_json_over_several_lines_is_one_bad_record(tmp_path: Path) -> None:
+    """Prevents the message of a program before its output from costing the output."""
+    path = tmp_path / "data.json"
+    texts = (json.dumps(ROWS, indent=1), "\n".join(json.dumps(row, indent=1) for row in ROWS))
+    for text in texts:
+        path.write_text(f"INFO: 6 records\n{text}")
+        assert read(path)[1:] == (6, 1)
 
 
 def test_bad_line_before_pseudo_xml_is_one_bad_record(tmp_path: Path) -> None:

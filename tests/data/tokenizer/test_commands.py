@@ -230,6 +230,7 @@ def test_record_text_excludes_ids() -> None:
         parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text
         == "问\n答\n了"
     )
+    assert parse_strings('{"text": "文", "n": NaN}'.encode()).text == "文"
     assert parse_strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
     assert parse_strings(b"<doc id=0>").text == "" == parse_strings(b"    </short_text>").text
     assert parse_strings("  <summary>标题</summary>".encode()).text == "标题"

@@ -58,8 +58,11 @@ def test_cells_are_read_as_a_spreadsheet_writes_them(tmp_path: Path) -> None:
         path = tmp_path / "export.tsv"
         with path.open("w", encoding="utf-8", newline="") as file:
             # The index of pandas has no name; other names have those of the two columns in them.
-            header = ("", "Unnamed: 0", "文章编号", "期刊标题", "标题", "摘要")
-            rows = [(0, 0, 1, "学报", pair.title, pair.article), (1, 1, 2, "", TITLE, ARTICLE)]
+            header = ("", "Unnamed: 0", "文章编号", "期刊标题", "标题", "摘要", "")
+            rows = [
+                (0, 0, 1, "学报", pair.title, pair.article, ""),
+                (1, 1, 2, "", TITLE, ARTICLE, ""),
+            ]
             empty = [""] * len(header)
             csv.writer(file, delimiter=delimiter).writerows([empty, header, *rows, empty, empty])
         assert list(SOURCES["csl"].iter_records(path)) == [pair, Summary(ARTICLE, TITLE)]

@@ -347,6 +347,8 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
     assert parse("sharegpt", row) == Conversation((Turn("一", "二"),), system="你是老师。")
     row["conversations"].insert(0, {"from": "system", "value": "说中文。"})
     assert parse("sharegpt", row).system == "你是老师。\n说中文。"
+    row["conversations"] = [MESSAGE, {"role": "assistant", "content": "答"}]
+    assert parse("sharegpt", row) == Conversation((Turn("问", "答"),), system="你是老师。")
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
@@ -467,6 +469,8 @@ def test_a_list_of_marks_belongs_to_the_messages() -> None:
     """Prevents marks beside the messages from being ignored."""
     messages = [MESSAGE, {"role": "assistant", "content": "答"}] * 2
     assert marks("openai", {"messages": messages, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    texts = [HUMAN, {"from": "gpt", "value": "答"}] * 2
+    assert marks("sharegpt", {"conversations": texts, "loss_mask": [0, 0, 0, 1]}) == [False, True]
     pairs = [{"human": "问", "assistant": "答"}] * 2
     assert marks("firefly", {"conversation": pairs, "loss": [False, True]}) == [False, True]
 

@@ -213,6 +213,7 @@ def test_minimind_files_are_read(
         {"conversations": [QUESTION], "chosen": ANSWER, "rejected": ANSWER},
         {"messages": [QUESTION, ANSWER], "rejected_response": "差"},
         {"query": "问", "response": "答", "rejected_response": "差"},
+        {"query": "问", "response": "答", "kto_tag": False},
         {"instruction": "问", "input": "", "output": ["好", "差"], "rejected": "差"},
     ],
 )

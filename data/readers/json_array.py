@@ -310,9 +310,11 @@ def _has_lines_of_objects(text: str) -> bool:
 def _find_list_in_object(text: str, start: int) -> int | None:
     """Return where the list of records begins in an object that has one under a usual name.
 
-    The object begins at `start`. The result is None if there is no such list, or if the object ends
-    and more text follows, so that objects are records themselves.
+    The object begins at `start`. The result is None if there is no such list, or if another object
+    follows, so that objects are records themselves.
     """
+    if _is_before_object(text, start):
+        return None
     position = start + 1
     while True:
         position = _skip_space(text, position)
@@ -331,6 +333,16 @@ def _find_list_in_object(text: str, start: int) -> int | None:
         if text[position : position + 1] != ",":
             return None
         position += 1
+
+
+def _is_before_object(text: str, start: int) -> bool:
+    """Return whether the value that begins at `start` is whole and an object comes after it."""
+    try:
+        _, end = _DECODER.raw_decode(text, start)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    end = _skip_space(text, end)
+    return text[end : end + 1] == "{"
 
 
 def _skip_space(text: str, position: int) -> int:

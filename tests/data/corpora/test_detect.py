@@ -130,7 +130,8 @@ def read(path: Path) -> tuple[str, int, int]:
 
 
 @pytest.mark.parametrize(
-    "first", ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "[", '{"instruction":']
+    "first",
+    ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "[", '{"x":', '{"items": [{}]'],
 )
 def test_bad_first_line_is_one_bad_record(tmp_path: Path, first: str) -> None:
     """Prevents a first line from costing the file, where the same line further down is one."""
@@ -138,6 +139,14 @@ def test_bad_first_line_is_one_bad_record(tmp_path: Path, first: str) -> None:
     for lines in ([first, *LINES], [*LINES, first]):
         path.write_text("\n".join(lines), encoding="utf-8")
         assert read(path) == ("belle-0.5m", 6, 1)
+
+
+def test_file_of_mostly_unknown_records_is_refused(tmp_path: Path) -> None:
+    """Prevents one record that is known by chance from naming the source of a whole file."""
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([LINES[0], *['{"prompt": "问", "answer": "答"}'] * 2]))
+    with pytest.raises(UserError, match="cannot tell which source reads this"):
+        detect_source([path])
 
 
 def test_bad_line_before_json_over_several_lines_is_one_bad_record(tmp_path: Path) -> None:
@@ -165,6 +174,7 @@ def test_bad_line_before_pseudo_xml_is_one_bad_record(tmp_path: Path) -> None:
         json.dumps({"version": "1", "data": ROWS}, indent=1),
         json.dumps({"version": {"number": [1, {}]}, "RECORDS": ROWS, "count": 6}),
         json.dumps({"samples": ROWS}, indent=None) + "\n",
+        "\n".join(json.dumps({"items": [{"a": 1}], **row}, indent=1) for row in ROWS),
     ],
 )
 @pytest.mark.parametrize("num_bytes", [1 << 20, 7])
@@ -216,6 +226,9 @@ def test_number_that_nobody_reads_costs_no_record(tmp_path: Path, number: str) -
     text = "\n".join(line[:-1] + f', "score": {number}}}' for line in LINES)
     path.write_text(text, encoding="utf-8")
     assert read(path) == ("belle-0.5m", 6, 0)
+    if number == "NaN":
+        path.write_text(text.replace('"input":""', '"input":NaN'), encoding="utf-8")
+        assert read(path) == ("belle-0.5m", 6, 0)
     path.write_text(text.replace("答", "\\ud800"), encoding="utf-8")
     with pytest.raises(UserError, match="line 1: not valid JSON"):
         detect_source([path])

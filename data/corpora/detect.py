@@ -22,12 +22,13 @@ MAX_BYTES = 1 << 20
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
-def detect_source(files: list[Path]) -> str:
+def detect_source(files: list[Path], advice: str | None = None) -> str:
     """Return the name of the one source that reads all files.
 
-    Raises UserError if a file is not recognized or if two files need different sources.
+    `advice` says how the command takes a source (None: data.prepare does). Raises UserError if a
+    file is not recognized or if two files need different sources.
     """
-    source_by_file = {file: _detect_file_source(file) for file in files}
+    source_by_file = {file: _detect_file_source(file, advice) for file in files}
     first_file = files[0]
     first_source = source_by_file[first_file]
     for file, source in source_by_file.items():
@@ -39,10 +40,11 @@ def detect_source(files: list[Path]) -> str:
     return first_source
 
 
-def _detect_file_source(path: Path) -> str:
+def _detect_file_source(path: Path, advice: str | None) -> str:
     """Return the name of the source that reads a file.
 
-    Raises UserError if the file is empty or not recognized.
+    `advice` is for the message, as in `detect_source`. Raises UserError if the file is empty or not
+    recognized.
     """
     head = read_head(path)
     for source in SOURCES.values():
@@ -64,7 +66,7 @@ def _detect_file_source(path: Path) -> str:
     for name, num_records in votes.most_common(1):
         if name is not None and num_records >= num_unknown:
             return name
-    raise _unrecognized_error(path, head, records, rows)
+    raise _unrecognized_error(path, head, records, rows, advice)
 
 
 def _first_records(path: Path) -> list[RawItem]:
@@ -80,7 +82,11 @@ def _first_records(path: Path) -> list[RawItem]:
 
 
 def _unrecognized_error(
-    path: Path, head: bytes, records: list[RawItem], rows: list[dict[str, Any] | str]
+    path: Path,
+    head: bytes,
+    records: list[RawItem],
+    rows: list[dict[str, Any] | str],
+    advice: str | None,
 ) -> UserError:
     """Return the error for a file of which no source knows the records.
 
@@ -107,10 +113,13 @@ def _unrecognized_error(
         if (header := find_header(head)) is not None:
             names = [" ".join(name.split())[:20] for name in header.names[:12]]
             observation += f"; its first line has {', '.join(names)}"
+    advice = advice or (
+        f"python -m data.prepare --source NAME --input {shlex.quote(str(path))} --tokenizer PATH "
+        "--out DIR"
+    )
     return UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
-        "be read; if this is one of those, name it with python -m data.prepare --source NAME "
-        f"--input {shlex.quote(str(path))} --tokenizer PATH --out DIR"
+        f"be read; if this is one of those, name it with {advice}"
     )
 
 

@@ -14,6 +14,7 @@ from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError, Source, parse_json
 from data.usable_records import UsableRecords
 
+_SOURCE_ADVICE = "--source NAME or SOURCE=PATH"
 # The tags of LCSTS's pseudo-XML, such as <doc id=0> and </summary>.
 _TAG = re.compile(r"</?[a-z_]+(?: id=\d+)?>")
 # Files of the sample's dev and test splits; LCSTS calls them PART_II and PART_III.
@@ -78,7 +79,7 @@ def resolve_source_files(
         input_source, path = _split_source(input_)
         print_files_about_data([path])
         for file in expand_inputs([path]):
-            name = input_source or default_source or detect_source([file])
+            name = input_source or default_source or detect_source([file], _SOURCE_ADVICE)
             # `strings` is a source of this command only and not registered in `data.sources`.
             source = STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name)
             source_files.append((source, file))
@@ -109,4 +110,4 @@ def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
         )
         for record in records:
             yield record.plain_text()
-    records.check_bad_share("name the right source: --source NAME or SOURCE=PATH")
+    records.check_bad_share(f"name the right source: {_SOURCE_ADVICE}")

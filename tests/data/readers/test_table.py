@@ -117,10 +117,10 @@ def test_header_before_prompts_is_left_out(tmp_path: Path) -> None:
 def test_lcsts_labels_of_a_table_are_obeyed(tmp_path: Path) -> None:
     """Prevents headlines that do not fit from being trained on where a spreadsheet had the file."""
     path = tmp_path / "PART_II.csv"
-    rows = [f'{label},{TITLE},"{ARTICLE}"' for label in ("2", "3", "")]
+    rows = [f'{label},{TITLE},"{ARTICLE}"' for label in ("2", "2.0", "3.0", "")]
     path.write_text("\n".join(["human_label,summary,short_text", *rows]), encoding="utf-8")
-    pair = Summary(ARTICLE, TITLE)
-    assert list(SOURCES["lcsts"].iter_records(path)) == [SkippedRecord("label below 3"), pair, pair]
+    pair, skipped = Summary(ARTICLE, TITLE), SkippedRecord("label below 3")
+    assert list(SOURCES["lcsts"].iter_records(path)) == [skipped, skipped, pair, pair]
 
 
 def test_bytes_of_cells_are_unchanged(tmp_path: Path) -> None:

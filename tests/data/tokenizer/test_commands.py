@@ -336,6 +336,10 @@ def test_inspect_shows_the_pieces_of_a_text(
             "there is no field 'text'",
         ),
         (
+            ["train", "--out", "{out}", "--input", "{odd}"],
+            "name it with --source NAME or SOURCE=PATH$",
+        ),
+        (
             ["train", "--out", "{out}", "--source", "text", "--input", "{empty}"],
             "there is no text in it",
         ),
@@ -359,7 +363,9 @@ def test_user_error_is_one_line_and_writes_nothing(
     from common.errors import UserError
 
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "odd.jsonl").write_text('{"body": "文"}')
     names = {"corpus": corpus, "out": tmp_path / "out", "empty": tmp_path / "empty.txt"}
+    names["odd"] = tmp_path / "odd.jsonl"
     with pytest.raises(UserError, match=message) as caught:
         run(monkeypatch, *(argument.format(**names) for argument in arguments))
     assert "\n" not in str(caught.value)

@@ -81,8 +81,9 @@ class Fields:
     """The fields of a record, or of a message in it.
 
     `used` are those that the source reads, `harmless` those that are not part of what is said, and
-    `unsupported` those that are; the first list that has a field counts. `messages` are the fields
-    of the objects in the list `message_list`.
+    `unsupported` those that are; the first list that has a field counts. `message_list` is the
+    field of the messages, which may have marks in lists beside them. `messages` are the fields of
+    the objects in it.
     """
 
     used: frozenset[str]
@@ -103,7 +104,7 @@ class Fields:
         for name, mark in marks.items():
             # A list has the marks of the messages, which the source reads, or of parts of a text.
             is_list = isinstance(mark, list) and bool(mark)
-            if is_list and (self.messages is None or name == _DETAIL_MARK):
+            if is_list and (not self.message_list or name == _DETAIL_MARK):
                 raise SkipRecordError(f"unsupported field {name}")
         marks = {name: mark for name, mark in marks.items() if not isinstance(mark, list)}
         if not has_loss(marks, "", "the record"):

@@ -471,6 +471,9 @@ def test_a_list_of_marks_belongs_to_the_messages() -> None:
     assert marks("openai", {"messages": messages, "loss_mask": [0, 0, 0, 1]}) == [False, True]
     texts = [HUMAN, {"from": "gpt", "value": "答"}] * 2
     assert marks("sharegpt", {"conversations": texts, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    row = {"query": "问", "response": "答", "history": [["问", "答"]]}
+    assert marks("ms-swift", {**row, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    assert marks("alpaca", {**row, "loss_mask": [1, 1, 0, 0]}) == [True, False]
     pairs = [{"human": "问", "assistant": "答"}] * 2
     assert marks("firefly", {"conversation": pairs, "loss": [False, True]}) == [False, True]
 

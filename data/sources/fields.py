@@ -6,6 +6,7 @@ and counted by field. Fields that no list has are reported, because some of them
 is said, too.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,7 @@ class Fields:
         return unlisted
 
 
+@functools.lru_cache(maxsize=1024)
 def snake_case(name: str) -> str:
     """Return a name as the lists above have it: `toolCalls` and `Tool-Calls` are `tool_calls`."""
     return _CAMEL_CASE.sub("_", name).replace("-", "_").lower()
@@ -159,7 +161,8 @@ def _is_set(value: Any) -> bool:
         elif isinstance(value, dict):
             pending += value.values()
         elif isinstance(value, str):
-            if "".join(value.split()).lower() not in _EMPTY_TEXTS:
+            text = value.strip()
+            if len(text) > 9 or "".join(text.split()).lower() not in _EMPTY_TEXTS:
                 return True
         elif value:
             return True

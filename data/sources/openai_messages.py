@@ -20,6 +20,8 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "developer": "system",
     "assistant": "assistant",
 }
+# OpenAI's two interfaces differ in the names of a part that is text.
+_TEXT_CONTENT = ("text", "input_text", "output_text")
 
 
 def parse_openai(data: bytes) -> Conversation:
@@ -55,10 +57,10 @@ def read_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]
 
 
 def _message_text(content: Any, number: int) -> str:
-    """Return the text of message `number`: a string, or parts of the type `text`, one line each.
+    """Return the text of message `number`: a string, or parts that are text, one line each.
 
-    Raises SkipRecordError for parts of another type, such as an image, and SchemaError for anything
-    else.
+    A part names its type, or has it as its only key. Raises SkipRecordError for parts of another
+    type, such as an image, and SchemaError for anything else.
     """
     if isinstance(content, str):
         return content
@@ -66,10 +68,11 @@ def _message_text(content: Any, number: int) -> str:
         raise SchemaError(f"message {number} has no text in 'content'")
     texts = []
     for part in content:
-        part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
+        is_object = isinstance(part, dict)
+        part_type = part.get("type", next(iter(part), None)) if is_object else type(part).__name__
         if isinstance(part_type, str) and part_type in UNSUPPORTED_CONTENT:
             raise SkipRecordError(f"unsupported content {part_type}")
-        if part_type != "text" or not isinstance(part.get("text"), str):
+        if part_type not in _TEXT_CONTENT or not isinstance(part.get("text"), str):
             raise SchemaError(f"message {number} has a part that is not text ({part_type!r})")
         texts.append(part["text"])
     return "\n".join(texts)

@@ -144,8 +144,8 @@ class RunDir:
             if any(difference.startswith("data: ") for difference in differences):
                 remedy += (
                     "; or, if only the version of this program has changed, which prepares the "
-                    f"data in another form now, train the weights on: BASE={self.folder} (--base) "
-                    "with another RUN"
+                    "data in another form now, train the weights on: "
+                    f"{shlex.quote(f'BASE={self.folder}')} (--base) with another RUN"
                 )
             lines = [
                 f"{self.folder} was started with other values (old -> new):",

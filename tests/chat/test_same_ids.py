@@ -71,12 +71,12 @@ def setting(
     return build
 
 
-def build_messages(roles: str) -> Messages:
-    """Return numbered messages of the roles that the letters stand for."""
+def build_messages(roles: str, pad: str = "") -> Messages:
+    """Return numbered messages of the roles that the letters stand for, with `pad` around them."""
     names = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
     texts = {"s": SYSTEM, "d": SYSTEM, "u": QUESTION, "a": ANSWER}
     return [
-        {"role": names[letter], "content": f"{texts[letter]}{number}"}
+        {"role": names[letter], "content": f"{pad}{texts[letter]}{number}{pad}"}
         for number, letter in enumerate(roles)
     ]
 
@@ -93,16 +93,19 @@ def training_ids(setting: Setting, record: Conversation) -> tuple[list[int], lis
     return ids, ids[: spans[-1][0]]
 
 
-def serving_ids(setting: Setting, messages: Messages) -> list[int]:
-    """Return the ids of the prompt that the server makes of messages."""
-    request = parse_request(orjson.dumps({"model": "m", "messages": messages}))
+def serving_ids(setting: Setting, messages: Messages, *passages: str) -> list[int]:
+    """Return the ids of the prompt that the server makes of messages, and of a passage if any."""
+    documents = [{"text": passage} for passage in passages]
+    request = parse_request(
+        orjson.dumps({"model": "m", "messages": messages, "documents": documents})
+    )
     conversation = conversation_from_messages(request.messages)
     return fit_prompt(
         setting.tokenizer,
         setting.template,
         conversation.turns,
         conversation.question,
-        "",
+        request.documents[0].text if documents else "",
         10_000,
         truncate_reference=False,
         system=conversation.system,
@@ -128,7 +131,8 @@ def test_same_messages_give_same_ids(name: str, setting: Callable[[str], Setting
     """Prevents a system text that is trained in one place and used in another."""
     chosen = setting(name)
     for roles in (*ALTERNATING, *JOINED):
-        messages = build_messages(roles)
+        # Blank lines around messages, which chat templates of others may keep.
+        messages = build_messages(roles, " \r\n" if name == "ours" else "")
         record = read_record("openai", {"messages": messages})
         ids, prompt = training_ids(chosen, record)
         assert serving_ids(chosen, messages[:-1]) == prompt, roles
@@ -175,6 +179,15 @@ def test_content_in_parts_is_served_as_it_is_trained(tokenizer: Tokenizer) -> No
     row = {"messages": [*messages, {"role": "assistant", "content": ANSWER}]}
     _, prompt = training_ids(ours, read_record("openai", row))
     assert serving_ids(ours, messages) == prompt
+
+
+def test_passage_is_served_as_it_is_trained(tokenizer: Tokenizer) -> None:
+    """Prevents a passage whose first paragraph loses its indentation in the server only."""
+    passage = "\n　　第一段。\n　　第二段。\n"
+    ours = Setting(tokenizer, Template(), None)
+    row = {"reference": passage, "dialogue": f"Human: {QUESTION}\nAssistant: {ANSWER}"}
+    _, prompt = training_ids(ours, read_record("redgpt", row))
+    assert serving_ids(ours, [{"role": "user", "content": QUESTION}], passage) == prompt
 
 
 @pytest.mark.slow

@@ -54,5 +54,8 @@ def test_later_signal_ends_the_process(
         now = seconds - 0.1
         signal.raise_signal(signal.SIGTERM)
         now = seconds + 0.1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(KeyboardInterrupt) as ended:
+                signal.raise_signal(number)
+            # The exit code is that of the signal.
+            assert ended.value.args == (number,)

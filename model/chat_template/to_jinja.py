@@ -21,6 +21,8 @@ from model.chat_template.template import (
 from model.tokenizer.base import SPECIAL_TOKEN_MARK, Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
+# Stands before the template in an export of a model that was only pretrained.
+PRETRAINED_COMMENT = "{#- The model was only pretrained: this is for fine-tuning. -#}\n"
 _ROLE_ERROR = "expected system messages first, then user and assistant in turns"
 _DOCUMENTS_ERROR = "expected one document with a text"
 _CONTENT_ERROR = "expected messages whose content is one text"

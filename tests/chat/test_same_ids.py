@@ -160,6 +160,11 @@ def test_every_schema_gives_the_same_record(roles: str) -> None:
     alpaca = {"instruction": texts[-2], "input": "", "output": texts[-1], "history": history}
     speakers = ("human", "gpt")
     sharegpt = [{"from": speakers[number % 2], "value": text} for number, text in enumerate(texts)]
+    swift = {"query": texts[-2], "response": texts[-1], "history": history}
+    firefly = [
+        {"human": question, "assistant": answer}
+        for question, answer in zip(texts[::2], texts[1::2], strict=True)
+    ]
     sharegpt_system = {"from": "system", "value": system["content"]}
     for source, row in (
         ("alpaca", {"system": system["content"], **alpaca}),
@@ -167,6 +172,10 @@ def test_every_schema_gives_the_same_record(roles: str) -> None:
         ("sharegpt", {"system": system["content"], "conversations": sharegpt}),
         ("sharegpt", {"conversations": [sharegpt_system, *sharegpt]}),
         ("openai", {"messages": [{**system, "role": "developer"}, *messages]}),
+        ("openai", {"system": system["content"], "messages": messages}),
+        ("ms-swift", {"system": system["content"], **swift}),
+        ("firefly", {"system": system["content"], "conversation": firefly}),
+        ("sharegpt", {"system": system["content"], "conversations": messages}),
     ):
         assert read_record(source, row) == expected, source
 

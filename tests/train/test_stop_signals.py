@@ -1,8 +1,11 @@
-"""The duplicates of a stop signal, which systemd, Slurm and torchrun send."""
+"""The duplicates of a stop signal, which systemd, Slurm and torchrun send; exit codes."""
 
+import importlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +62,15 @@ def test_later_signal_ends_the_process(
                 signal.raise_signal(number)
             # The exit code is that of the signal.
             assert ended.value.args == (number,)
+
+
+@pytest.mark.parametrize(("command", "function"), [("pretrain", "pretrain"), ("sft", "fine_tune")])
+def test_command_ends_with_the_code_of_its_run(
+    command: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a script from going on after one of the two commands was stopped."""
+    stopped = 128 + signal.SIGTERM
+    monkeypatch.setattr(f"train.{command}_run.{function}", lambda _options: stopped)
+    arguments = [command, "--data", "redgpt", "--run", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert importlib.import_module(f"train.{command}").main() == stopped

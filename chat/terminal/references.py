@@ -10,6 +10,7 @@ from chat.terminal.session import Session
 from common.errors import UserError
 from common.files import read_limited
 from data.readers.encoding import guess_encoding
+from data.sources.base import strip_blank_lines
 
 MAX_REFERENCE_BYTES = 1 << 20
 
@@ -66,7 +67,7 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
 
 def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:
     """Start a conversation, and tell the user how long its reference is and where it comes from."""
-    text = text.strip()
+    text = strip_blank_lines(text)  # as training does: a paragraph keeps its indentation
     if not text:
         raise ChatError(f"资料为空（{source}）")
     restart_note = "，对话重新开始" if session.conversation.exchanges else ""

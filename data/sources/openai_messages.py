@@ -3,7 +3,13 @@
 from typing import Any
 
 from data.records import Conversation
-from data.sources.base import SchemaError, SkipRecordError, Source, parse_json_object
+from data.sources.base import (
+    SchemaError,
+    SkipRecordError,
+    Source,
+    parse_json_object,
+    require_text,
+)
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 from data.sources.fields import (
     MESSAGE_UNSUPPORTED,
@@ -25,7 +31,7 @@ _TEXT_CONTENT = ("text", "input_text", "output_text")
 
 
 def parse_openai(data: bytes) -> Conversation:
-    """Return the messages as turns, and the system text.
+    """Return the messages as turns, and the system text: `system`, system messages, or both.
 
     Raises SchemaError if there is no list of messages, for content without text, for unknown roles,
     and as `build_conversation` does; SkipRecordError for the content and the roles of other media
@@ -41,8 +47,10 @@ def parse_openai(data: bytes) -> Conversation:
 
 
 def read_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]:
-    """Return the messages {"role", "content"} of a record; see `parse_openai`."""
+    """Return the text in `system` and the messages {"role", "content"}; see `parse_openai`."""
     messages: list[Message] = []
+    if row.get("system") is not None:
+        messages.append(Message("system", require_text(row, "system")))
     list_marks = split_marks(row, len(raw_messages))
     for number, (message, marks) in enumerate(zip(raw_messages, list_marks, strict=True), 1):
         if not isinstance(message, dict):
@@ -84,7 +92,7 @@ def _has_messages(row: dict[str, Any], _is_list: bool) -> bool:
 
 
 FIELDS = Fields(
-    used=frozenset({"messages"}),
+    used=frozenset({"messages", "system"}),
     message_list="messages",
     messages=Fields(used=frozenset({"role", "content"}), unsupported=MESSAGE_UNSUPPORTED),
 )

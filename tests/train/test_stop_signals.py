@@ -1,8 +1,11 @@
-"""The duplicates of a stop signal, which systemd, Slurm and torchrun send."""
+"""The duplicates of a stop signal, which systemd, Slurm and torchrun send; exit codes."""
 
+import importlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -54,5 +57,20 @@ def test_later_signal_ends_the_process(
         now = seconds - 0.1
         signal.raise_signal(signal.SIGTERM)
         now = seconds + 0.1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(KeyboardInterrupt) as ended:
+                signal.raise_signal(number)
+            # The exit code is that of the signal.
+            assert ended.value.args == (number,)
+
+
+@pytest.mark.parametrize(("command", "function"), [("pretrain", "pretrain"), ("sft", "fine_tune")])
+def test_command_ends_with_the_code_of_its_run(
+    command: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a script from going on after one of the two commands was stopped."""
+    stopped = 128 + signal.SIGTERM
+    monkeypatch.setattr(f"train.{command}_run.{function}", lambda _options: stopped)
+    arguments = [command, "--data", "redgpt", "--run", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert importlib.import_module(f"train.{command}").main() == stopped

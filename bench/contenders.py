@@ -67,7 +67,7 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
         return loss.item()
 
     return step

@@ -35,18 +35,20 @@ def fit_prompt(
     prompt_budget: int,
     *,
     truncate_reference: bool,
+    system: str = "",
 ) -> FittedPrompt:
     """Return the prompt for `question` after `turns`, in at most `prompt_budget` ids.
 
-    Drops the oldest (question, answer) turns first, then, with `truncate_reference`, the end of
-    the reference. Raises PromptTooLongError if the rest does not fit.
+    `system` is an instruction to the assistant, or empty, and is never truncated. Drops the oldest
+    (question, answer) turns first, then, with `truncate_reference`, the end of the reference.
+    Raises PromptTooLongError if the rest does not fit.
     """
 
     def encode(num_turns: int, reference_length: int) -> list[int]:
         # Not turns[-num_turns:], which would be all turns for 0.
         newest_turns = turns[len(turns) - num_turns :]
         visible_reference = reference[:reference_length]
-        return template.encode_prompt(tokenizer, newest_turns, question, visible_reference)
+        return template.encode_prompt(tokenizer, newest_turns, question, visible_reference, system)
 
     num_turns = _largest_fitting(
         len(turns),

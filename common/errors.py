@@ -103,7 +103,8 @@ def run_main(main: Callable[[], int | None]) -> None:
 
     A UserError is printed to stderr, each of its lines after `error: `, and a disk error as one
     line; both exit with code 2. Ctrl-C exits with 130, and a reader that closes the pipe of the
-    output with 0. Other exceptions are bugs and keep their traceback.
+    output with 141, as shells report a command that a signal ended: the command may not have done
+    all of its work. Other exceptions are bugs and keep their traceback.
     """
     _open_missing_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -116,14 +117,15 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _write_stderr("".join(f"error: {line}\n" for line in str(error).splitlines()))
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _write_stderr("interrupted\n")
-        code = 128 + signal.SIGINT  # as a shell reports a command that a signal ended
+        # `train.stop_signals` raises it for SIGTERM, too, and names the signal.
+        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
-        # The reader of the output (`| head`) has closed the pipe, which is not an error. Python
+        # The reader of the output (`| head`) has closed the pipe, which needs no message. Python
         # flushes stdout again at exit; with the closed pipe the exit code would become 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 128 + signal.SIGPIPE
     except Exception as error:
         problem_and_remedy = describe_disk_error(error)
         if problem_and_remedy is None:

@@ -33,25 +33,33 @@ class Document(Record):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and the answer to it. The question is empty if the assistant speaks first."""
+    """A question and the answer to it. The question is empty if the assistant speaks first.
+
+    `has_loss` is False for an answer that is context only: it is not trained on.
+    """
 
     question: str
     answer: str
+    has_loss: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation(Record):
-    """One or more turns, about a reference passage if there is one."""
+    """One or more turns, about a reference passage if there is one. At least one has a loss.
+
+    `system` is the system text, an instruction to the assistant for all turns, or empty.
+    """
 
     turns: tuple[Turn, ...]
     reference: str = ""
+    system: str = ""
 
     def plain_text(self) -> str:
-        """Return reference, questions and answers, joined by newlines.
+        """Return reference, system text, questions and answers, joined by newlines.
 
-        Without a reference the first line is empty; deduplication ignores white space.
+        Without the first two, their lines are empty; deduplication ignores white space.
         """
-        texts = [self.reference]
+        texts = [self.reference, self.system]
         for turn in self.turns:
             texts += [turn.question, turn.answer]
         return "\n".join(texts)

@@ -61,7 +61,8 @@ def _json_adapter(record_type: type[R]) -> TypeAdapter[R]:
 
 def dump_record(record: Record) -> np.ndarray:
     """Return a record as a line of JSON, uint8[n]."""
-    line = _json_adapter(type(record)).dump_json(record) + b"\n"
+    # Without defaults, so that a turn has its mark only where its answer is not trained on.
+    line = _json_adapter(type(record)).dump_json(record, exclude_defaults=True) + b"\n"
     return np.frombuffer(line, np.uint8)
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from common.errors import UserError
 from data.kinds.base import RecordKind
-from data.readers.files import expand_inputs
+from data.readers.files import expand_inputs, print_files_about_data
 from data.records import Record
 from data.sources import find_source
 from data.usable_records import UsableRecords
@@ -23,6 +23,7 @@ def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
     """
     reader = find_source(source)
     paths = expand_inputs(list(inputs))
+    print_files_about_data(list(inputs))
     return UsableRecords(record for path in paths for record in reader.iter_records(path))
 
 

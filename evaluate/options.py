@@ -94,6 +94,12 @@ class RougeOptions(AnswerOptions):
         None, description="score this instead of a model"
     )
     score: Path | None = Field(None, description="score the predictions in a file")
+    case: Literal["lower", "kept"] | None = Field(
+        None,
+        description="lower-case the letters of both texts, or keep their case (default: as "
+        "published scores of the source do: csl lower, lcsts kept; for --score the case that the "
+        "file names, else lower)",
+    )
     beams: int = Field(1, ge=1, description="width of the beam search; 1 is greedy")
     length_penalty: float = Field(
         1.0, description="a beam's score is its log-probability / length ** this"

@@ -9,7 +9,8 @@ from evaluate.options import RougeOptions
 DESCRIPTION = """Score summaries against true titles: ROUGE-1, -2 and -L, precision, recall and F.
 
 They are counted on characters, the convention of published CSL and LCSTS figures, and on jieba
-words; the mean over examples comes with its 95 % interval. What is scored is one of
+words; of lower-cased text for CSL and in the case as written for LCSTS (--case), as published. The
+mean over examples comes with its 95 % interval. What is scored is one of
   --checkpoint RUN      the answers of a model to the request for the title of each article
   --baseline NAME       first20 (the first 20 characters of the article), first_sentence, or
                         best_sentence (the sentence most like the title, an oracle)

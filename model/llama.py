@@ -240,6 +240,9 @@ class Llama(nn.Module):
         # max_position_embeddings: a prompt and its answer together should not exceed it. Loading a
         # checkpoint may lower it.
         self.trained_context = config.max_position_embeddings
+        # Ids of the vocabulary that stand for no token of the tokenizer, set when a checkpoint is
+        # loaded. Decoding never chooses them.
+        self.unused_ids: tuple[int, ...] = ()
         # The LoRA adapter that is trained while the weights are frozen, or None.
         self.adapter: Adapter | None = None
         # (key, model), stored here by `model.decode.inference_model`; the key identifies the

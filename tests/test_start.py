@@ -52,6 +52,12 @@ WORK_SCRIPT = """
 import sys
 import chat.terminal.repl, evaluate.measures.reading, evaluate.measures.rouge
 import model.interop.gguf.export, model.interop.hf_import, train.sft_run, train.pretrain_run
+import torch
+from train.optimizer import AdamW, Muon
+weight = torch.nn.Parameter(torch.ones(2, 2))
+weight.grad = torch.ones(2, 2)
+AdamW([{"params": [weight], "lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}]).step()
+Muon([{"params": [weight], "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1}]).step()
 print("torch" in sys.modules, "torch._dynamo" in sys.modules)
 """
 
@@ -91,5 +97,5 @@ def test_help_of_every_command_imports_no_heavy_package() -> None:
 
 @pytest.mark.slow
 def test_no_command_imports_pytorch_compiler() -> None:
-    """Prevents a second and a half of imports that only training on a GPU needs."""
+    """Prevents seconds of imports, at a start or first step, that only training on a GPU needs."""
     assert run_python(WORK_SCRIPT) == "True False"

@@ -18,12 +18,13 @@ from model.checkpoint import weights
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train import distributed
+from train.optimizer import Optimizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 # The format in the manifest of a checkpoint.
 CHECKPOINT_FORMAT = "babyllama-checkpoint-1"
-Optimizers = dict[str, torch.optim.Optimizer]
+Optimizers = dict[str, Optimizer]
 
 
 def save(
@@ -99,9 +100,6 @@ def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[st
     for optimizer_name, optimizer in optimizers.items():
         for parameter, state in optimizer.state.items():
             for field, value in state.items():
-                # A safetensors file holds tensors only.
-                if not isinstance(value, torch.Tensor):
-                    continue
                 whole_tensor = distributed.full_tensor(value.detach())
                 if distributed.is_main_process():
                     key = f"{optimizer_name}/{parameter_names[parameter]}/{field}"

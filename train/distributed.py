@@ -86,6 +86,9 @@ def distributed_session() -> Iterator[None]:
     try:
         with _suppress_output() if process_rank else contextlib.nullcontext():
             yield
+            # torchrun sends SIGTERM to all ranks once one of them has ended with an exit code other
+            # than 0, as those of a stopped run do: no rank may end while another one still works.
+            barrier()
     except (Exception, KeyboardInterrupt) as error:
         # torchrun sends SIGTERM to all ranks once one of them has failed; this one ends already.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -352,32 +355,5 @@ def gather_model(model: Llama) -> Llama:
     # The rotary table is a buffer that the state does not contain.
     whole_model.model.rotary.cos_sin = model.model.rotary.cos_sin
     whole_model.trained_context = model.trained_context
+    whole_model.unused_ids = model.unused_ids
     return whole_model
-
-
-class ShardedMuon(torch.optim.Muon):
-    """Muon over sharded matrices.
-
-    The Newton-Schulz iteration of Muon multiplies a matrix by itself many times, and on shards each
-    matmul would need communication. Therefore each matrix is gathered once, with its gradient and
-    momentum, updated by `torch.optim.Muon` on every rank alike, and sharded again.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all matrices, one by one, so that only one of them is whole at a time."""
-        for group in self.param_groups:
-            # The learning rate and the other options of the group, without `peak_lr`, which
-            # `torch.optim.Muon` does not take.
-            options = {name: group[name] for name in self.defaults}
-            for parameter in group["params"]:
-                matrix = nn.Parameter(full_tensor(parameter))
-                matrix.grad = full_tensor(parameter.grad)
-                # A new optimizer for this step, with the state that is stored as shards.
-                muon = torch.optim.Muon([matrix], **options)
-                for field, value in self.state[parameter].items():
-                    muon.state[matrix][field] = full_tensor(value)
-                muon.step()
-                parameter.copy_(shard_like(matrix.detach(), parameter))
-                for field, value in muon.state[matrix].items():
-                    self.state[parameter][field] = shard_like(value, parameter)

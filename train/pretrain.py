@@ -11,14 +11,14 @@ DESCRIPTION = (
 )
 
 
-def main() -> None:
-    """Pretrain a model with the options of the command line."""
+def main() -> int:
+    """Pretrain a model with the options of the command line; return the exit code."""
     with training_session():
         options = parse_train_options(PretrainOptions, "pretrain", DESCRIPTION)
         # Imported here so that --help and invalid options answer without loading PyTorch.
         from train.pretrain_run import pretrain
 
-        pretrain(options)
+        return pretrain(options)
 
 
 if __name__ == "__main__":

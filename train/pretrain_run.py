@@ -8,6 +8,7 @@ from common.errors import UserError
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.corpora.resolver import replaced_corpus_name
+from data.sequences import Sequences
 from data.shards import ShardSet
 from evaluate.metrics.language_model import WINDOW_TOKENS
 from model.chat_template.template import TEMPLATE_FILE, load_template
@@ -46,6 +47,11 @@ class TextData:
         """Number of epochs of the whole run, usually not a whole number."""
         return self.options.max_steps * self.options.batch_tokens / self.tokens_per_epoch
 
+    @property
+    def validation_splits(self) -> list[Sequences]:
+        """The text held out from each set."""
+        return [mixture_set.shards.load_text("validation") for mixture_set in self.sets]
+
     def plan(self, folder: Path) -> TrainingPlan:
         """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
@@ -61,17 +67,20 @@ class TextData:
             world_size=distributed.world_size(),
         )
         num_tokens = options.max_steps * options.batch_tokens
+        num_held_out = sum(split.num_tokens for split in self.validation_splits)
         description = (
-            f"{options.data}: {self.tokens_per_epoch:,} tokens an epoch; {num_tokens:,} to train "
-            f"on ({self.epochs:.2f} epochs)"
+            f"{options.data}: {self.tokens_per_epoch:,} tokens an epoch, {num_held_out:,} held "
+            f"out; {num_tokens:,} to train on ({self.epochs:.2f} epochs)"
         )
         return TrainingPlan(batches, options.max_steps, self.epochs, num_tokens, description)
 
 
-def pretrain(options: PretrainOptions) -> None:
-    """Train a new run, or resume the run in its directory."""
+def pretrain(options: PretrainOptions) -> int:
+    """Train a new run, or resume the run in its directory; return the exit code."""
     spec = resolve_run(options)
-    run_training(start(spec), hint=f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}")
+    return run_training(
+        start(spec), hint=f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}"
+    )
 
 
 def resolve_run(options: PretrainOptions) -> RunSpec:
@@ -98,7 +107,6 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
         and (base.config_folder / TEMPLATE_FILE).is_file()
     ):
         template = load_template(base.config_folder)
-    validation_splits = [mixture_set.shards.load_text("validation") for mixture_set in data.sets]
     return RunSpec(
         command="pretrain",
         options=options.model_copy(update={"base": base.folder}),
@@ -117,7 +125,7 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
         model_name=str(base.folder or options.model.preset),
         lora=None,
         data=data,
-        evaluator=TextEvaluator(options, tokenizer, validation_splits),
+        evaluator=TextEvaluator(options, tokenizer, data.validation_splits),
         command_fingerprints={"max_steps": options.max_steps},
     )
 
@@ -133,7 +141,7 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
         if not shards.kind.is_text:
             raise UserError(
                 f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
-                f"it with python -m train.sft --data {name}"
+                f"it with python -m train.sft --data {shlex.quote(name)}"
             )
         return shards
 

@@ -11,14 +11,14 @@ DESCRIPTION = (
 )
 
 
-def main() -> None:
-    """Fine-tune a model with the options of the command line."""
+def main() -> int:
+    """Fine-tune a model with the options of the command line; return the exit code."""
     with training_session():
         options = parse_train_options(SftOptions, "sft", DESCRIPTION)
         # Imported here so that --help and invalid options answer without loading PyTorch.
         from train.sft_run import fine_tune
 
-        fine_tune(options)
+        return fine_tune(options)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
+from data.prepare.provenance import read_sources
 from data.shards import ShardSet
+from data.sources import find_source
+from data.sources.base import LetterCase
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.base import KindEvaluation
 from evaluate.metrics.language_model import LMScore, score_examples
 from evaluate.metrics.rouge import compute_rouge
+from evaluate.metrics.rouge_table import CASE_LABELS
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.llama import Llama
@@ -32,6 +36,8 @@ class DevSet:
     name: str
     shards: ShardSet
     examples: Examples
+    case: LetterCase
+    """The letter case that ROUGE is counted in."""
 
     @property
     def num_fitting(self) -> int:
@@ -149,7 +155,9 @@ class AnswerEvaluator:
         answers = [kind.strip_answer(self.template, text) for text in generated]
         references = [kind.strip_answer(self.template, text) for text in references]
         pairs = list(zip(answers, references, strict=True))
-        scores = [compute_rouge(answer, reference) for answer, reference in pairs]
+        scores = [
+            compute_rouge(answer, reference, case=dev_set.case) for answer, reference in pairs
+        ]
         rouge = {
             f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
             for key in ("1", "2", "l")
@@ -164,17 +172,25 @@ class AnswerEvaluator:
             exact=exact_match,
             stopped=eos_rate,
             examples=len(answers),
+            case=dev_set.case,
             set=dev_set.name,
         )
         print(
-            f"step {step}  {dev_set.name}, {len(answers)} dev answers: ROUGE-1 F (characters) "
-            f"{rouge['rouge_1']:.4f}  exact {exact_match:.1%}  stopped by <eos> {eos_rate:.1%}",
+            f"step {step}  {dev_set.name}, {len(answers)} dev answers: ROUGE-1 F (characters, "
+            f"{CASE_LABELS[dev_set.case]}) {rouge['rouge_1']:.4f}  exact {exact_match:.1%}  "
+            f"stopped by <eos> {eos_rate:.1%}",
             flush=True,
         )
         for prompt, answer in list(zip(prompts, answers, strict=True))[:NUM_PRINTED_ANSWERS]:
             question = self.tokenizer.decode(prompt)
             log.write("sample", step, prompt=question, text=answer)
             print(f"  …{question[-40:]!r} → {answer!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
+
+
+def find_rouge_case(shards: ShardSet) -> LetterCase:
+    """Return the letter case of published ROUGE scores of a set's sources; lower if they differ."""
+    cases = {find_source(name).rouge_case for name in read_sources(shards.folder)}
+    return cases.pop() if len(cases) == 1 else "lower"
 
 
 def _split_last_answer(

@@ -29,7 +29,7 @@ from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
 from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
-from train.sft_eval import AnswerEvaluator, DevSet
+from train.sft_eval import AnswerEvaluator, DevSet, find_rouge_case
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class ExampleData:
         )
 
 
-def fine_tune(options: SftOptions) -> None:
-    """Train a new run, or resume the run in its directory."""
+def fine_tune(options: SftOptions) -> int:
+    """Train a new run, or resume the run in its directory; return the exit code."""
     spec = resolve_run(options)
     run_argument = shlex.quote(f"RUN={spec.folder}")
-    run_training(
+    return run_training(
         start(spec),
         hint=f"Talk to it: make chat {run_argument}; measure it: make evaluate {run_argument}; for "
         f"other programs: make export {run_argument}",
@@ -159,7 +159,8 @@ def resolve_run(options: SftOptions) -> RunSpec:
 def _resolve_base_option(options: SftOptions) -> Path | None:
     """Return the path of --base, by default the newest pretraining run; None is no base.
 
-    Raises UserError if there is no pretraining run to default to.
+    Raises UserError if there is no pretraining run to default to, or if it is unfinished: a script
+    (`make pretrain && make sft`) or a user may take it for a finished one.
     """
     if options.base is not None:
         return None if options.base == "none" else options.base
@@ -168,6 +169,15 @@ def _resolve_base_option(options: SftOptions) -> Path | None:
         raise UserError(
             "--base: there is no pretraining run in runs/ yet: make pretrain first, or start from "
             "random weights with --base none"
+        )
+    remaining = locate.find_remaining_steps(newest, locate.resolve_checkpoint(newest))
+    if remaining is not None:
+        base_argument = shlex.quote(f"BASE={newest}")
+        raise UserError(
+            f"--base: {newest}, the newest pretraining run, is unfinished, at step "
+            f"{remaining.step:,} of {remaining.total_steps:,}: complete it first "
+            f"({remaining.resume_command}), or name it to fine-tune it as it is ({base_argument}, "
+            f"--base {shlex.quote(str(newest))})"
         )
     print(
         f"base      {newest}, the newest pretraining run; for another: BASE=runs/NAME (--base "
@@ -225,7 +235,8 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
     if shards.kind.is_text:
         raise UserError(
             f"--data {name}: is text without questions and answers: pretrain on it (python -m "
-            f"train.pretrain --data {name}); the only text in a mixture is replay, the base's own"
+            f"train.pretrain --data {shlex.quote(name)}); the only text in a mixture is replay, "
+            "the base's own"
         )
     return shards
 
@@ -235,7 +246,7 @@ def _check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template
     if not mixture_set.shards.matches_template(template):
         raise UserError(
             f"--data {mixture_set.name}: was prepared with another chat template than the model's: "
-            f"prepare the raw files again with --tokenizer {tokenizer_path}"
+            f"prepare the raw files again with --tokenizer {shlex.quote(str(tokenizer_path))}"
         )
 
 
@@ -286,5 +297,6 @@ def build_dev_sets(
         examples = mixture_set.shards.kind.examples(
             split, options.sequence_length, tokenizer, template, seed=None
         )
-        dev_sets.append(DevSet(mixture_set.name, mixture_set.shards, examples))
+        case = find_rouge_case(mixture_set.shards)
+        dev_sets.append(DevSet(mixture_set.name, mixture_set.shards, examples, case))
     return dev_sets

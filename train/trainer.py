@@ -87,8 +87,9 @@ class Trainer:
         # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
-        # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing.
-        self.scaler = torch.amp.GradScaler(
+        # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
+        # because the optimizers have what it uses without being those of PyTorch.
+        self.scaler: Any = torch.amp.GradScaler(
             self.device.type, enabled=compute_plan.precision == "fp16"
         )
         self.state = TrainState()
@@ -116,6 +117,11 @@ class Trainer:
     def stop_requested(self) -> bool:
         """Return whether a signal asked this process to stop."""
         return bool(self._stop_request)
+
+    @property
+    def stop_exit_code(self) -> int:
+        """Return the exit code of a run that a signal stopped."""
+        return self._stop_request.exit_code
 
     def train(self) -> bool:
         """Train to the end, or until a signal comes; return whether the run is complete."""
@@ -170,8 +176,7 @@ class Trainer:
         else:
             self._record_skipped_step(loss, grad_norm)
         self.scaler.update()
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad()
         state.step += 1
 
         tokens, num_targets, num_attention_pairs, total_correct = distributed.all_reduce_sum(

@@ -1,5 +1,7 @@
 """A training step on random ids, as the trainer runs it, to measure speed and memory."""
 
+from typing import Any
+
 import torch
 
 from bench.gpu.context import random_ids
@@ -34,7 +36,8 @@ class TrainingStep:
         self._optimizers = list(build_optimizers(model, options).values())
         # Only gradients in fp16 underflow without loss scaling.
         is_fp16 = compute_plan.precision == "fp16"
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=is_fp16)
+        # `Any`: the optimizers are not those of PyTorch.
+        self._scaler: Any = torch.amp.GradScaler(self._device.type, enabled=is_fp16)
         if compute_plan.compile:
             model.model.compile()
         self.set_micro_rows(compute_plan.micro_rows)
@@ -75,6 +78,5 @@ class TrainingStep:
         for optimizer in self._optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._model.zero_grad()
         return float(step_loss)

@@ -188,15 +188,16 @@ class Service:
                 self._loaded_model.template,
                 conversation.turns,
                 conversation.question,
-                conversation.reference,
+                body.documents[0].text if body.documents else "",
                 max_prompt_tokens(self._loaded_model.context_length, max_new_tokens),
                 truncate_reference=False,
+                system=conversation.system,
             )
         except PromptTooLongError as error:
             raise ProtocolError(
                 400,
-                f"the reference and the question have {error.num_tokens} tokens, "
-                f"and the limit is {error.prompt_budget}: shorten them",
+                f"the document, the system message and the question have {error.num_tokens} "
+                f"tokens, and the limit is {error.prompt_budget}: shorten them",
                 param="messages",
                 code="context_length_exceeded",
             ) from None

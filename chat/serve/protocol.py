@@ -10,11 +10,22 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from annotated_types import Interval
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
+from data.sources import dialogue
+from data.sources.base import SchemaError, strip_blank_lines
+from data.sources.openai_messages import SPEAKER_BY_ROLE
 from model.decode.sampling import Sampling
 
 MAX_STOP_STRINGS = 4
@@ -73,7 +84,8 @@ def _join_text_parts(content: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
             raise PydanticCustomError("unsupported", "not supported: only parts of type text are")
-    return "".join(part["text"] for part in content)
+    # One line each, as in training (`data.sources.openai_messages`).
+    return "\n".join(part["text"] for part in content)
 
 
 def _drop_neutral_fields(
@@ -119,6 +131,12 @@ class Message(_StrictModel):
         return _drop_neutral_fields(values, UNSUPPORTED_MESSAGE_FIELDS)
 
 
+class Document(_StrictModel):
+    """A reference text that the questions are about."""
+
+    text: Annotated[str, AfterValidator(strip_blank_lines), Field(min_length=1)]
+
+
 class StreamOptions(_StrictModel):
     """Options of a stream. `include_obfuscation` is accepted and has no effect."""
 
@@ -129,11 +147,13 @@ class StreamOptions(_StrictModel):
 class CompletionRequest(_StrictModel):
     """The body of a request.
 
-    `top_k`, `repetition_penalty` and `no_repeat_ngram` are this server's additions to the protocol.
+    `documents`, `top_k`, `repetition_penalty` and `no_repeat_ngram` are this server's additions to
+    the protocol. Training has one reference at most, so there is one document at most.
     """
 
     model: str
     messages: list[Message] = Field(min_length=1)
+    documents: list[Document] = Field([], max_length=1)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(None, ge=1)
@@ -165,7 +185,7 @@ class CompletionRequest(_StrictModel):
 class RequestConversation:
     """The messages of a request as the chat template takes them."""
 
-    reference: str
+    system: str
     turns: list[tuple[str, str]]  # earlier (question, answer) pairs
     question: str
 
@@ -212,45 +232,31 @@ def _validation_protocol_error(error: ValidationError) -> ProtocolError:
 
 
 def conversation_from_messages(messages: list[Message]) -> RequestConversation:
-    """Return the conversation of the messages.
+    """Return the conversation of the messages, in the form that training gives them.
 
-    Raises ProtocolError unless they are an optional system message followed by user and assistant
-    messages in turn, the last one the user's.
+    Consecutive messages of one role are joined, and the assistant may speak first. Raises
+    ProtocolError if a message of the user is blank, if a system message stands after others, and if
+    the last message is not the user's.
     """
-    has_reference = messages[0].role in ("system", "developer")
-    reference = messages[0].content.strip() if has_reference else ""
-    first_index = 1 if has_reference else 0
-    for index, message in enumerate(messages[first_index:], start=first_index):
-        expected_role = "assistant" if (index - first_index) % 2 else "user"
-        _check_message(message, f"messages[{index}]", expected_role)
-    texts = [message.content for message in messages[first_index:]]
-    if not texts or messages[-1].role != "user":
+    for index, message in enumerate(messages):
+        if message.role == "user" and not message.content.strip():
+            name = f"messages[{index}].content"
+            raise ProtocolError(400, f"{name}: the question is empty", param=name)
+    if messages[-1].role != "user":
         raise ProtocolError(
             400, "messages: the last message has to be the user's", param="messages"
         )
+    try:
+        system, merged = dialogue.split_system(
+            dialogue.Message(SPEAKER_BY_ROLE[message.role], message.content) for message in messages
+        )
+    except SchemaError as error:
+        raise ProtocolError(400, f"messages: {error}", param="messages") from None
+    texts = [message.text for message in merged]
+    if merged[0].speaker == "assistant":
+        texts.insert(0, "")
     turns = list(zip(texts[:-1:2], texts[1::2], strict=True))
-    return RequestConversation(reference, turns, texts[-1])
-
-
-def _check_message(message: Message, name: str, expected_role: str) -> None:
-    """Raise ProtocolError (400) if a message has an unexpected role, or is the user's and blank.
-
-    `name` is the path of the message in the request, such as `messages[1]`, for errors.
-    """
-    if message.role in ("system", "developer"):
-        raise ProtocolError(
-            400,
-            f"{name}: only the first message can have the role {message.role}",
-            param=name,
-        )
-    if message.role != expected_role:
-        raise ProtocolError(
-            400,
-            f"{name}: user and assistant take turns, the user first; expected {expected_role}",
-            param=name,
-        )
-    if message.role == "user" and not message.content.strip():
-        raise ProtocolError(400, f"{name}.content: the question is empty", param=f"{name}.content")
+    return RequestConversation(system, turns, texts[-1])
 
 
 def resolve_sampling(body: CompletionRequest, defaults: Sampling) -> Sampling:

@@ -1,5 +1,6 @@
 """Load the reference text of a conversation: from the user, a file or Wikipedia."""
 
+import shlex
 from pathlib import Path
 
 from chat.errors import ChatError, describe_os_error
@@ -8,6 +9,8 @@ from chat.terminal.console import Console
 from chat.terminal.session import Session
 from common.errors import UserError
 from common.files import read_limited
+from data.readers.encoding import guess_encoding
+from data.sources.base import strip_blank_lines
 
 MAX_REFERENCE_BYTES = 1 << 20
 
@@ -29,10 +32,12 @@ def load_reference_file(session: Session, console: Console, path: Path) -> None:
         raise ChatError(
             f"{path}：文件超过 {MAX_REFERENCE_BYTES >> 20} MB，请只截取需要的部分"
         ) from None
-    except UnicodeDecodeError:
-        raise ChatError(
-            f"{path}：不是 UTF-8 文本；如果是 GBK 编码，请先转换：iconv -f gb18030 -t utf-8"
-        ) from None
+    except UnicodeDecodeError as error:
+        encoding = guess_encoding(error.object)
+        advice = "请另存为 UTF-8"
+        if encoding is not None:
+            advice = f"请先转换：iconv -f {encoding} -t utf-8 {shlex.quote(str(path))}"
+        raise ChatError(f"{path}：不是 UTF-8 文本；{advice}") from None
     except OSError as error:
         raise ChatError(f"{path}：无法读取（{describe_os_error(error)}）") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -62,7 +67,7 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
 
 def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:
     """Start a conversation, and tell the user how long its reference is and where it comes from."""
-    text = text.strip()
+    text = strip_blank_lines(text)  # as training does: a paragraph keeps its indentation
     if not text:
         raise ChatError(f"资料为空（{source}）")
     restart_note = "，对话重新开始" if session.conversation.exchanges else ""

@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from chat.errors import ChatError
 from common.errors import UserError
 from common.files import read_json, write_json
-from data.sources.wikipedia import simplified_converter, strip_markup
+from data.sources.wikipedia import strip_markup, to_simplified
 
 API_URL = "https://zh.wikipedia.org/w/api.php"
 TIMEOUT_SECONDS = 10.0  # without a byte from the server
@@ -42,7 +42,7 @@ def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
     Raises ChatError if Wikipedia cannot be reached, or if it has no article or several articles of
     that name.
     """
-    keyword = simplified_converter().convert(" ".join(keyword.split()))
+    keyword = to_simplified(" ".join(keyword.split()))
     file = cache_folder / f"{hashlib.sha256(keyword.encode()).hexdigest()[:32]}.json"
     if (cached_passage := _read_cached(file, keyword)) is not None:
         return cached_passage, True
@@ -128,7 +128,6 @@ def _search_article(keyword: str) -> Passage:
     Searches even for an exact title, because only the search treats traditional and simplified
     titles as equal.
     """
-    to_simplified = simplified_converter().convert
     titles = wikipedia.search(keyword, results=MAX_CHOICES)
     if not titles:
         raise wikipedia.PageError(None, keyword)

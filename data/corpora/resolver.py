@@ -9,6 +9,7 @@ it.
 
 import hashlib
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
 from data.prepare.source_args import SourceGroup
-from data.readers.files import expand_inputs
+from data.readers.files import expand_inputs, print_files_about_data
 from data.shards import (
     PREPARED_FOLDER,
     PROVENANCE_FILE,
@@ -73,6 +74,7 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
 def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
     """Return the shard set of a raw file or folder, prepared if necessary."""
     files = expand_inputs([str(path)])
+    print_files_about_data([str(path)])
     # Files of the same name in different folders are different data sets.
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
     name = f"{path.resolve().stem}-{path_digest}"
@@ -278,7 +280,8 @@ def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
     if requested_fingerprint != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} "
-            f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer {tokenizer}, "
+            f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer "
+            f"{shlex.quote(str(tokenizer))}, "
             "or leave out the --tokenizer or --base that asks for it"
         )
     return folder

@@ -8,7 +8,7 @@ parts (docs/log.md has the figures).
 from collections.abc import Sequence
 
 from data.kinds.base import RecordKind
-from data.records import Conversation, EncodedRecord
+from data.records import Conversation, EncodedRecord, Turn
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -22,15 +22,33 @@ class ConversationKind(RecordKind[Conversation]):
     def encode(
         self, tokenizer: Tokenizer, template: Template, records: Sequence[Conversation]
     ) -> Sequence[EncodedRecord]:
-        """Return the ids of each conversation, and the spans of its answers with their `<eos>`."""
+        """Return the ids of each conversation, and the spans of its answers with their `<eos>`.
+
+        Only answers with a loss have spans. The ids end with the last of them: what follows has no
+        influence on any loss.
+        """
+        turns = [_turns_to_last_loss(record) for record in records]
         segments = [
             template.segments(
-                [(turn.question, turn.answer) for turn in record.turns], record.reference
+                [(turn.question, turn.answer) for turn in record_turns],
+                record.reference,
+                record.system,
             )
-            for record in records
+            for record, record_turns in zip(records, turns, strict=True)
         ]
         # One thread: preparation already has one process per core.
-        return template.encode_batch(tokenizer, segments, num_threads=1)
+        encoded = template.encode_batch(tokenizer, segments, num_threads=1)
+        return [
+            (ids, [span for span, turn in zip(spans, record_turns, strict=True) if turn.has_loss])
+            for (ids, spans), record_turns in zip(encoded, turns, strict=True)
+        ]
+
+
+def _turns_to_last_loss(conversation: Conversation) -> tuple[Turn, ...]:
+    """Return the turns up to the last one with a loss."""
+    turns = conversation.turns
+    num_turns = max(number for number, turn in enumerate(turns, 1) if turn.has_loss)
+    return turns[:num_turns]
 
 
 KIND = ConversationKind()

@@ -6,6 +6,7 @@ from common.errors import UserError, run_main
 from common.options import parse_options
 from data.prepare.options import PrepareCommandOptions
 from data.prepare.source_args import parse_source_groups
+from data.readers.files import print_files_about_data
 from data.sources import SOURCES
 
 DESCRIPTION = """Clean, deduplicate and encode raw corpora into a shard set that training reads.
@@ -45,6 +46,8 @@ def main() -> None:
     from data.prepare.pipeline import format_report, prepare_groups
 
     report = prepare_groups(groups, options.out, options.tokenizer, options)
+    for group in groups:
+        print_files_about_data(group.file_inputs())
     print(format_report(report, options.out))
 
 

@@ -10,10 +10,9 @@ written, not a variant of ASCII, and ①, ㎡, ½ differ from 1, m2, 1⁄2.
 """
 
 import functools
-import html
+import html.entities
 import re
 import unicodedata
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -40,15 +39,32 @@ _TAG_NAMES = (
     "footer h[1-6] header hr i img ins kbd li mark nav nowiki ol p pre q s section small span "
     "strike strong sub sup table tbody td tfoot th thead tr tt u ul"
 )
+# Types are named in other letters: `List<Section>`.
+_TAG_NAME = "|".join(f"{_TAG_NAMES} {_TAG_NAMES.upper()}".split())
+# Between two attributes is white space, or at least the quotation mark of the first.
+_ATTRIBUTE = (
+    r"""(?:\s+|(?<=["']))[a-zA-Z@:_][a-zA-Z0-9@:._-]*\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>`]+)"""
+)
+# Inline code; between two backticks it may contain a single one.
+_CODE_SPAN = r"``(?:[^`\n]|`(?!`))+``|`[^`\n]*`"
+# Between the name and `>` of a tag is nothing, or attributes with values: `a <b`, `Map<A ,B>` and
+# `sort <a >b` are text. White space alone is nothing after a longer name, `<br >`, which is hardly
+# that of a variable. A megabyte of `<` takes linear time: only quotation marks let a part reach
+# beyond the next `<` or `<!--`, and of all attempts that are still in a value there, none has the
+# same mark open as another.
 _TAG = re.compile(
-    rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAG_NAMES.split())})(?:\s[^<>]{{0,2000}})?/?>",
-    re.I | re.M,
+    rf"{_CODE_SPAN}|^(?:[ ]{{4}}|\t).*|(?P<comment><!--[^<-]*(?:<(?!!--)[^<-]*|-(?!->)[^<-]*)*-->)"
+    rf"|(?<!\\)<(?=[a-zA-Z/])(?:(?P<opened>{_TAG_NAME})(?:(?:{_ATTRIBUTE})+\s*/?|\s*/|(?<=\w\w)\s+)?"
+    rf"|/(?P<closed>{_TAG_NAME})\s*)>",
+    re.MULTILINE,
 )
 _BLOCK_TAG = re.compile(
     r"(?:br|p|div|li|tr|h[1-6]|hr|table|ul|ol|dl|dt|dd|blockquote|section|article|pre|figure)\Z",
     re.IGNORECASE,
 )
-_ENTITY = re.compile(r"`[^`\n]*`|&(?:[a-zA-Z]{2,8}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+_ENTITY = re.compile(
+    rf"{_CODE_SPAN}|&(?:[a-zA-Z][a-zA-Z0-9]{{1,31}}|#[0-9]{{1,7}}|#[xX][0-9a-fA-F]{{1,6}});"
+)
 _URL_LINE = re.compile(r"^[ \t]*<?(?:https?|ftp)://[^\s<>]+>?[ \t]*\n?", re.MULTILINE)
 # Empty parentheses stay: in exercises they are where the answer goes.
 _EMPTY_PARENTHESES = re.compile(r"（\s{0,9}[，、；：,;:][\s，、；：,;:]{0,50}）")
@@ -62,6 +78,19 @@ def clean(text: str, options: CleanOptions) -> str:
 
     Takes time linear in the length of the text, whatever its content.
     """
+    text = _normalize_characters(text, options)
+    # Splitting at the capturing group gives prose and fenced code by turns, prose first.
+    parts = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
+    parts[::2] = [_clean_prose(prose, options) for prose in parts[::2]]
+    # Not strip() alone: the indentation of the first line stays, as everywhere.
+    return "".join(parts).strip("\n").rstrip()
+
+
+def _normalize_characters(text: str, options: CleanOptions) -> str:
+    """Return the text without invisible characters, line ends as LF, other spaces as U+0020.
+
+    Then Unicode is normalized as `options` say.
+    """
     # Lone surrogates, which `_INVISIBLE` removes, can only be encoded with "surrogatepass".
     utf32 = text.encode("utf-32-le", "surrogatepass")
     if _needs_cleaning()[np.frombuffer(utf32, dtype="<u4")].any():
@@ -73,25 +102,23 @@ def clean(text: str, options: CleanOptions) -> str:
         text = text.replace("\u2581", "_")
     if options.unicode != "none" and not unicodedata.is_normalized(options.unicode, text):
         text = unicodedata.normalize(options.unicode, text)
-    # Splitting at the capturing group gives prose and fenced code by turns, prose first.
-    parts = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
-    parts[::2] = [_clean_prose(prose, remove_markup=options.markup) for prose in parts[::2]]
-    # Not strip() alone: the indentation of the first line stays, as everywhere.
-    return "".join(parts).strip("\n").rstrip()
+    return text
 
 
-def _clean_prose(text: str, *, remove_markup: bool) -> str:
+def _clean_prose(text: str, options: CleanOptions) -> str:
     """Return text outside of fenced code without superfluous space and, if asked, without markup.
 
     The tests for a substring spare most texts most of the patterns, which are slow.
     """
-    if remove_markup:
-        if "<!--" in text:
-            text = "".join(_split_around_comments(text))
+    if options.markup:
         if "<" in text:
             text = _TAG.sub(_replace_tag, text)
         if "&" in text:
-            text = _ENTITY.sub(_replace_entity, text)
+            # An entity is as good as its character: `&#12288;` indents, `&ensp;` parts words.
+            text = _normalize_characters(_ENTITY.sub(_replace_entity, text), options)
+            # Not only after the entities, which attributes contain: `title="&quot;"`.
+            if "<" in text:
+                text = _TAG.sub(_replace_tag, text)
         if "://" in text:
             text = _URL_LINE.sub("", text)
     text = _EMPTY_PARENTHESES.sub("", text)
@@ -102,23 +129,15 @@ def _clean_prose(text: str, *, remove_markup: bool) -> str:
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 
-def _split_around_comments(text: str) -> Iterator[str]:
-    """Yield the parts of a text between its HTML comments; an unclosed comment is kept as text."""
-    # Not a regular expression: a million `<!--` without an end would make it scan the text a
-    # million times.
-    position = 0
-    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start)) >= 0:
-        yield text[position:start]
-        position = end + 3
-    yield text[position:]
-
-
 def _replace_tag(match: re.Match[str]) -> str:
     """Return the replacement for a match of `_TAG`: a line end for a block tag, "" for others."""
-    if match[1] is None:
+    if match["comment"]:
+        return ""
+    name = match["opened"] or match["closed"]
+    if name is None:
         # Not a tag but inline code or an indented line, which may be code: it stays.
         return match[0]
-    return "\n" if _BLOCK_TAG.match(match[1]) else ""
+    return "\n" if _BLOCK_TAG.match(name) else ""
 
 
 def _replace_entity(match: re.Match[str]) -> str:
@@ -126,12 +145,10 @@ def _replace_entity(match: re.Match[str]) -> str:
     if match[0].startswith("`"):
         # Not an entity but inline code: it stays.
         return match[0]
-    character = html.unescape(match[0])
-    if character == "\xa0":
-        return " "
-    # Invisible characters are removed, as in `clean`, and U+2581, the tokenizer's symbol for a
-    # space.
-    return character if character.isprintable() and character != "\u2581" else ""
+    # Not html.unescape alone: it also replaces the beginning of a name, `&para` in `&param;`.
+    if match[0][1] != "#" and match[0][1:] not in html.entities.html5:
+        return match[0]
+    return html.unescape(match[0])
 
 
 def rejection_reason(text: str, options: CleanOptions) -> str | None:

@@ -68,7 +68,9 @@ class PrepareOptions(Options):
         None, description="records read of each --source (default: all)"
     )
     validation: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        0.005, description="share of the documents held out (a small corpus holds out more)"
+        0.005,
+        description="share held out, of the tokens of text and of the number of other records (a "
+        "small corpus holds out more)",
     )
     quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
         MAX_BAD_SHARE, description="largest share of records that may be unreadable"

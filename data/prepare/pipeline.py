@@ -14,6 +14,7 @@ import contextlib
 import glob
 import itertools
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,19 @@ def prepare_groups(
         loaded_tokenizer.save(work)
         template.save(work)
         unit_manifests, worker_peak_memory = _process_units(groups, work, options)
-        _check_quarantine(work / "parts", unit_manifests, max_share=options.quarantine_share)
+        # Training and `make data` have no options of preparation, which take another command.
+        advice = (
+            "is it the right --source? Correct the file or allow more (--quarantine_share), and "
+            "run the command again"
+        )
+        if replace_outdated:
+            advice = (
+                "correct the file and run the command again, or allow more with "
+                f"{_prepare_command(groups, tokenizer)}, and name DIR as data"
+            )
+        _check_quarantine(
+            work / "parts", unit_manifests, max_share=options.quarantine_share, advice=advice
+        )
         write_provenance(work, settings, groups, corpus)
         report = write_shard_set(
             out,
@@ -168,6 +181,8 @@ def _empty_result_error(
             f"; a document has at least {options.clean.minimum_characters:,} characters "
             "(data.prepare --clean.minimum_characters)"
         )
+    if any(reason.startswith("unsupported ") for reason in report["dropped"]):
+        advice += "; docs/data.md says which fields cost a record and why"
     return UserError(
         f"{name}: none of {report['records']:,} records is left to train on ({reasons}){advice}"
     )
@@ -185,8 +200,8 @@ def _is_prepared(
         return False
     if not (out / MANIFEST).is_file() or not (out / PROVENANCE_FILE).is_file():
         raise UserError(
-            f"{out}: exists and is not a shard set of this version: move it elsewhere, or give "
-            "another --out"
+            f"{out}: exists and is not a shard set of this version: move it elsewhere"
+            + ("" if replace_outdated else ", or give another --out")
         )
     differences = find_differences(out, settings, groups)
     if differences and not replace_outdated:
@@ -222,7 +237,7 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    busy_message = f"--out {out}: another process is preparing it right now"
+    busy_message = f"{out}: another process is preparing it right now"
     with exclusive_lock(work / "lock", busy_message):
         # Inputs are not compared: `load_unit_manifest` reuses a unit only if its records are the
         # same.
@@ -231,9 +246,9 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         changed = changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
         if set(changed) - {"version"}:
             raise UserError(
-                f"--out {out}: {work} holds an unfinished preparation with other options (what "
+                f"{work} holds an unfinished preparation with other options (what "
                 f"differs: {', '.join(changed)}); repeat its options to continue it, or delete it: "
-                f"rm -r {work}"
+                f"rm -r {shlex.quote(str(work))}"
             )
         if changed:
             print(f"{work} is from another version of this program: starting over", flush=True)
@@ -299,9 +314,9 @@ def _iter_units(
 
 
 def _check_quarantine(
-    units_folder: Path, unit_manifests: list[dict[str, Any]], *, max_share: float
+    units_folder: Path, unit_manifests: list[dict[str, Any]], *, max_share: float, advice: str
 ) -> None:
-    """Raise UserError if more than `max_share` of the records of all units cannot be read."""
+    """Raise UserError with `advice` if more than `max_share` of all records cannot be read."""
     # The message names the first unreadable record, which is in the first unit that has one.
     first_bad = None
     for index, manifest in enumerate(unit_manifests):
@@ -315,9 +330,21 @@ def _check_quarantine(
         num_bad=sum(manifest["quarantined"] for manifest in unit_manifests),
         first_bad=first_bad,
         max_share=max_share,
-        advice="is it the right --source? Correct the file or allow more (--quarantine_share), and "
-        "run the command again",
+        advice=advice,
     )
+
+
+def _prepare_command(groups: Sequence[SourceGroup], tokenizer: Path) -> str:
+    """Return the command that prepares groups with another `quarantine_share`, SHARE, as DIR."""
+    arguments = ["python", "-m", "data.prepare"]
+    for group in groups:
+        arguments += ["--source", group.source]
+        for option, files in (("--input", group.inputs), ("--dev", group.dev)):
+            if files:
+                # The files of a large corpus would make an unreadable line.
+                arguments += [option, *(files if len(files) <= 3 else ["FILES"])]
+    arguments += ["--tokenizer", str(tokenizer), "--quarantine_share", "SHARE", "--out", "DIR"]
+    return shlex.join(arguments)
 
 
 def format_report(report: dict[str, Any], out: Path) -> str:
@@ -331,10 +358,21 @@ def format_report(report: dict[str, Any], out: Path) -> str:
         f"{report['characters']:,} characters, {report['tokens']:,} tokens "
         f"({report['characters_per_token']:.3f} characters a token)"
     ]
+    for split, counts in report["splits"].items():
+        share = counts["tokens"] / report["tokens"]
+        lines.append(
+            f"  {split} {counts['sequences']:,} {kind}, {counts['tokens']:,} tokens ({share:.1%})"
+        )
+    if report["divided"]:
+        lines.append(
+            f"  long documents in train without their end, which is held out: {report['divided']:,}"
+        )
     hint = ", see quarantine.jsonl" if report["quarantined"] else ""
     lines.append(f"  unreadable {report['quarantined']:,}{hint}")
     for reason, count in report["dropped"].items():
         lines.append(f"  dropped {count:,} {reason.replace('_', ' ')}")
+    if report.get("unlisted_fields"):
+        lines.append(f"  {_format_unlisted_fields(report)}")
     if len(report["sources"]) > 1:
         for name, counts in report["sources"].items():
             lines.append(
@@ -355,3 +393,32 @@ def format_report(report: dict[str, Any], out: Path) -> str:
             f"{worker_megabytes:.0f} MB (largest worker)"
         )
     return "\n".join(lines)
+
+
+def format_left_out(report: dict[str, Any], out: Path) -> list[str]:
+    """Return what training on the shard set in `out` does without, one line each, if anything."""
+    counts = [
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items()
+    ]
+    if report["quarantined"]:
+        counts.append(f"{report['quarantined']:,} unreadable")
+    lines = []
+    if counts:
+        num_left_out = report["records"] - report["kept"]
+        lines.append(
+            f"{out}: {num_left_out:,} of {report['records']:,} records are left out: "
+            f"{', '.join(counts)}"
+        )
+    # Sets of earlier versions do not have the key.
+    if report.get("unlisted_fields"):
+        lines.append(f"{out}: {_format_unlisted_fields(report)}")
+    return lines
+
+
+def _format_unlisted_fields(report: dict[str, Any]) -> str:
+    """Return the fields of a report that no source reads or has a rule for."""
+    counts = ", ".join(f"{name} ({count:,})" for name, count in report["unlisted_fields"].items())
+    return (
+        f"fields that are not read, in how many records: {counts}; is any of them part of a text, "
+        "or a mark not to train on it?"
+    )

@@ -18,7 +18,7 @@ from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
 # Raise this when a change gives the same records other ids: sets of another version are then
 # prepared again.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 # The stamps of a corpus of a million files take about 200 MB.
 MAX_PROVENANCE_BYTES = 1 << 30
 
@@ -67,6 +67,16 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         advice=f": delete {folder} and prepare it again",
         max_bytes=MAX_PROVENANCE_BYTES,
     )
+
+
+def read_sources(folder: Path) -> list[str]:
+    """Return the names of the sources that the shard set in `folder` was prepared from, in order.
+
+    The list is empty for a set without `made-from.json`. Raises UserError if that is damaged.
+    """
+    if not (folder / PROVENANCE_FILE).is_file():
+        return []
+    return [group["source"] for group in read_provenance(folder)["inputs"]]
 
 
 def find_differences(

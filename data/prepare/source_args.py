@@ -20,6 +20,10 @@ class SourceGroup:
     inputs: tuple[str, ...]
     dev: tuple[str, ...] = ()
 
+    def file_inputs(self) -> list[str]:
+        """Return the `--input` and `--dev` values except hub datasets."""
+        return [input_ for input_ in self.inputs + self.dev if not is_hub_input(input_)]
+
     def train_files(self) -> list[Path]:
         """Return the files of all `--input` values; hub datasets have none."""
         return _expand_local_files(self.inputs)

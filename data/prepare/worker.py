@@ -145,9 +145,10 @@ class PrepareWorker:
         kind = find_kind(source.kind)
         encoder = _BatchEncoder(kind, self._tokenizer, self._template, self._permutations)
         dropped: collections.Counter[str] = collections.Counter()
+        unlisted_fields: collections.Counter[str] = collections.Counter()
         bad_records: list[BadRecord] = []
         for raw in unit.records:
-            record = source.try_parse(raw)
+            record = source.try_parse(raw, unlisted_fields)
             # Cleaning returns a SkippedRecord for a document that is not worth training on.
             if isinstance(record, Record):
                 record = kind.clean(record, self._options)
@@ -165,6 +166,7 @@ class PrepareWorker:
             "split": unit.split,
             "bytes": sum(len(raw.data) for raw in unit.records if isinstance(raw, RawRecord)),
             "dropped": dict(sorted(dropped.items())),
+            "unlisted_fields": dict(sorted(unlisted_fields.items())),
         }
         with atomic_folder(unit.folder(self._units_folder), manifest) as folder:
             for name, array in encoder.finish().items():

@@ -2,6 +2,8 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from common.files import atomic_folder
 from data.kinds.base import RecordKind
 from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator
 from data.prepare.options import DedupOptions
+from data.prepare.paragraphs import ParagraphDivider
 from data.prepare.worker import unit_folder
 from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT, SPLITS
@@ -22,8 +25,13 @@ from model.tokenizer.base import Tokenizer
 # the largest share.
 MIN_VALIDATION_DOCUMENTS = 100
 MAX_VALIDATION_SHARE = 0.1
+# A document of more than this part of the tokens to hold out is long: held out whole, it alone
+# would change the size of the validation split.
+LONG_DOCUMENT_PART = 0.25
 # Row lengths for which the report counts the conversations that are longer.
 REPORT_ROW_LENGTHS = (512, 1024, 2048)
+# The report names this many of the fields that no list has.
+MAX_UNLISTED_FIELDS = 12
 
 
 def write_shard_set(
@@ -39,8 +47,8 @@ def write_shard_set(
 ) -> dict[str, Any]:
     """Write the shard set `out` of all units, whose records are of one kind, and return its report.
 
-    `unit_manifests` are those of the units 0, 1, …; `validation` is the share of the documents to
-    hold out; `provenance_file` is copied into the set. Nothing is written if no record is left.
+    `unit_manifests` are those of the units 0, 1, …; `validation` is the share to hold out;
+    `provenance_file` is copied into the set. Nothing is written if no record is left.
     """
     if not kind.drops_near_duplicates:
         dedup = dedup.model_copy(update={"near": False})
@@ -49,7 +57,8 @@ def write_shard_set(
     report = _count_records(units_folder, unit_manifests, labels)
     if not report["kept"]:
         return report
-    threshold = _validation_threshold(units_folder, unit_manifests, labels, validation)
+    divider = ParagraphDivider(tokenizer)
+    held_out = _select_validation(units_folder, unit_manifests, labels, validation, kind, divider)
     manifest: dict[str, Any] = {
         "format": SHARD_FORMAT,
         "kind": kind.name,
@@ -65,7 +74,7 @@ def write_shard_set(
             template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, num_units, labels)
         splits = _write_splits(
-            folder, units_folder, unit_manifests, labels, threshold, tokenizer.vocab_size, kind
+            folder, units_folder, unit_manifests, labels, held_out, divider, tokenizer, kind
         )
         with (folder / "quarantine.jsonl").open("wb") as file:
             for index in range(num_units):
@@ -75,6 +84,9 @@ def write_shard_set(
             "kind": kind.name,
             "tokens": num_tokens,
             "characters_per_token": round(report["characters"] / num_tokens, 4),
+            "splits": splits,
+            # Documents of which only the end is held out: they are in both splits.
+            "divided": sum(split["sequences"] for split in splits.values()) - report["kept"],
         }
         manifest["splits"] = splits
         manifest["report"] = report
@@ -108,6 +120,7 @@ def _count_records(
     `labels` has those of the records of all units, one unit after the other.
     """
     dropped: Counter[str] = Counter()
+    unlisted_fields: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
     # Number of records in the units before the present one.
     position = 0
@@ -117,6 +130,7 @@ def _count_records(
         position += len(characters)
         is_unique = unit_labels == UNIQUE
         dropped.update(unit_manifest["dropped"])
+        unlisted_fields.update(unit_manifest["unlisted_fields"])
         dropped.update(
             exact_duplicate=int((unit_labels == EXACT_DUPLICATE).sum()),
             near_duplicate=int((unit_labels == NEAR_DUPLICATE).sum()),
@@ -132,6 +146,7 @@ def _count_records(
     return {
         **{key: total[key] for key in ("records", "kept", "quarantined", "bytes", "characters")},
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "unlisted_fields": dict(unlisted_fields.most_common(MAX_UNLISTED_FIELDS)),
         "sources": {name: dict(counts) for name, counts in sources.items()},
     }
 
@@ -146,37 +161,123 @@ def _count_longer_than(units_folder: Path, num_units: int, labels: np.ndarray) -
     }
 
 
-def _validation_threshold(
-    units_folder: Path, unit_manifests: list[dict[str, Any]], labels: np.ndarray, share: float
-) -> int:
-    """Return the digest (its first 64 bits) below which a record goes to the validation split.
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """What is held out of the records of units that have no split of their own.
 
-    It applies to the records of units that do not have a split of their own. The digest alone is
-    compared, so that the order of the records does not matter. A small corpus holds out a larger
-    share: as a corpus grows, documents can move from validation to train, never the other way,
-    apart from corpora of a few documents. At least one record is held out if that leaves one to
-    train on.
+    The digest of a record (its first 64 bits) decides, so that the order of the records does not
+    matter.
     """
-    # The smallest and largest digest of any such record, and their number.
+
+    # Records of smaller digests are held out whole.
+    threshold: int
+    # Whatever the threshold, this many tokens at most of the documents of these digests, from their
+    # ends.
+    max_tokens: dict[int, int] = field(default_factory=dict)
+
+
+def _select_validation(
+    units_folder: Path,
+    unit_manifests: list[dict[str, Any]],
+    labels: np.ndarray,
+    share: float,
+    kind: RecordKind[Any],
+    divider: ParagraphDivider,
+) -> _HeldOut:
+    """Select what is held out: a share of the tokens of text, of the number of other records.
+
+    A small corpus holds out a larger share: as a corpus grows, records can move from validation to
+    train, never the other way, apart from corpora of a few records and from long documents. At
+    least one record, or the end of one, is held out if that leaves something to train on.
+    """
+    # The smallest and largest digest of any record.
     smallest, largest = 1 << 64, 0
-    num_records = 0
-    # Number of records in the units before the present one.
-    position = 0
-    for index, unit_manifest in enumerate(unit_manifests):
-        digests = _load_array(units_folder, index, "digests")[:, 0]
-        unit_labels = np.asarray(labels[position : position + len(digests)])
-        position += len(digests)
-        unique_digests = digests[unit_labels == UNIQUE]
-        if len(unique_digests) and unit_manifest["split"] is None:
-            smallest = min(smallest, int(unique_digests.min()))
-            largest = max(largest, int(unique_digests.max()))
-            num_records += len(unique_digests)
-    if share == 0 or num_records < 2:
-        return 0
+    num_records = num_tokens = 0
+    for _, _, digests, lengths in _iter_undecided(units_folder, unit_manifests, labels):
+        smallest = min(smallest, int(digests.min()))
+        largest = max(largest, int(digests.max()))
+        num_records += len(digests)
+        num_tokens += int(lengths.sum())
+    # Copies of one record, which stay if the user wants them, are all in one split.
+    if share == 0 or num_records == 0 or (smallest == largest and num_records > 1):
+        return _HeldOut(threshold=0)
     share = max(share, min(MAX_VALIDATION_SHARE, MIN_VALIDATION_DOCUMENTS / num_records))
     # Digests are uniformly distributed below 2^64. Above the smallest and not above the largest, so
     # that neither split is empty.
-    return min(max(int(share * (1 << 64)), smallest + 1), largest)
+    threshold = min(max(int(share * (1 << 64)), smallest + 1), largest)
+    if not kind.is_text:
+        return _HeldOut(threshold)
+    max_tokens = _limit_long_documents(
+        units_folder, unit_manifests, labels, threshold, int(share * num_tokens), divider
+    )
+    return _HeldOut(threshold, max_tokens)
+
+
+def _limit_long_documents(
+    units_folder: Path,
+    unit_manifests: list[dict[str, Any]],
+    labels: np.ndarray,
+    threshold: int,
+    share_tokens: int,
+    divider: ParagraphDivider,
+) -> dict[int, int]:
+    """Return how many tokens of long documents are held out at most, by digest.
+
+    `share_tokens` are to be held out. Short documents below the threshold are. Long ones then give
+    what is missing, in the order of their digests: those below the threshold if more is missing
+    than a short document has, the others only if less than that is held out.
+    """
+    max_short_tokens = int(LONG_DOCUMENT_PART * share_tokens)
+    num_tokens = num_held_out = 0
+    # Unit and index of each long document; of copies, which have the same digest, of one of them.
+    long_documents: dict[int, tuple[int, int]] = {}
+    for unit, records, digests, lengths in _iter_undecided(units_folder, unit_manifests, labels):
+        num_tokens += int(lengths.sum())
+        is_long = lengths > max_short_tokens
+        num_held_out += int(lengths[~is_long & (digests < np.uint64(threshold))].sum())
+        places = [(unit, record) for record in records[is_long].tolist()]
+        long_documents.update(zip(digests[is_long].tolist(), places, strict=True))
+    max_tokens: dict[int, int] = {}
+    for digest, (unit, record) in sorted(long_documents.items()):
+        missing = share_tokens - num_held_out
+        limit = max_short_tokens if digest < threshold else share_tokens - max_short_tokens
+        max_tokens[digest] = missing if missing > limit else 0
+        if max_tokens[digest]:
+            ids = _load_rows(units_folder, unit, "tokens", "lengths")[record]
+            _beginning, end = divider.divide(ids, max_tokens[digest])
+            num_held_out += len(end)
+    if num_held_out == 0:
+        # Every document, and every last paragraph of one, is longer than the share. The shortest is
+        # held out, unless that leaves less to train on.
+        sizes = [
+            (divider.count_smallest_end(rows[record]), digest)
+            for unit, records, digests, _ in _iter_undecided(units_folder, unit_manifests, labels)
+            for rows in [_load_rows(units_folder, unit, "tokens", "lengths")]
+            for record, digest in zip(records.tolist(), digests.tolist(), strict=True)
+        ]
+        size, digest = min(sizes)
+        if size <= num_tokens / 2:
+            max_tokens[digest] = size
+    return max_tokens
+
+
+def _iter_undecided(
+    units_folder: Path, unit_manifests: list[dict[str, Any]], labels: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the unique records of each unit that has any, and that has no split of its own.
+
+    They are the number of the unit, and index, digest (its first 64 bits) and length of each
+    record. `labels` has those of the records of all units, one unit after the other.
+    """
+    # Number of records in the units before the present one.
+    position = 0
+    for unit, unit_manifest in enumerate(unit_manifests):
+        digests = _load_array(units_folder, unit, "digests")[:, 0]
+        records = np.flatnonzero(labels[position : position + len(digests)] == UNIQUE)
+        position += len(digests)
+        if len(records) and unit_manifest["split"] is None:
+            lengths = _load_array(units_folder, unit, "lengths")
+            yield unit, records, digests[records], lengths[records]
 
 
 def _write_splits(
@@ -184,8 +285,9 @@ def _write_splits(
     units_folder: Path,
     unit_manifests: list[dict[str, Any]],
     labels: np.ndarray,
-    validation_threshold: int,
-    vocabulary_size: int,
+    held_out: _HeldOut,
+    divider: ParagraphDivider,
+    tokenizer: Tokenizer,
     kind: RecordKind[Any],
 ) -> dict[str, dict[str, int]]:
     """Copy the unique records into the shards of their splits.
@@ -193,7 +295,7 @@ def _write_splits(
     Return the number of sequences, tokens and characters of each split.
     """
     writers = {
-        split: SequenceWriter(folder, split, vocabulary_size)
+        split: SequenceWriter(folder, split, tokenizer.vocab_size)
         if kind.is_text
         else RecordWriter(folder, split)
         for split in SPLITS
@@ -203,8 +305,7 @@ def _write_splits(
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         character_counts = _load_array(units_folder, index, "characters").tolist()
-        digests = _load_array(units_folder, index, "digests")[:, 0]
-        is_validation = (digests < np.uint64(validation_threshold)).tolist()
+        digests = _load_array(units_folder, index, "digests")[:, 0].tolist()
         # What `add` of the writer takes of each record.
         if kind.is_text:
             columns = [_load_rows(units_folder, index, "tokens", "lengths")]
@@ -214,13 +315,24 @@ def _write_splits(
                 _load_rows(units_folder, index, "spans", "span_counts"),
             ]
         for record, row in enumerate(zip(*columns, strict=True)):
-            if labels[position + record] == UNIQUE:
-                split = unit_manifest["split"]
-                if split is None:
-                    split = "validation" if is_validation[record] else "train"
+            if labels[position + record] != UNIQUE:
+                continue
+            split, digest = unit_manifest["split"], digests[record]
+            if split is None:
+                split = "validation" if digest < held_out.threshold else "train"
+            parts = [(split, row, character_counts[record])]
+            if unit_manifest["split"] is None and digest in held_out.max_tokens:
+                beginning, end = divider.divide(row[0], held_out.max_tokens[digest])
+                num_characters = int(tokenizer.characters_per_id[end].sum())
+                parts = [
+                    ("train", (beginning,), character_counts[record] - num_characters),
+                    ("validation", (end,), num_characters),
+                ]
+            for part_split, arrays, num_characters in parts:
                 # Copies: views would hold the whole unit in memory until their shard is written.
-                writers[split].add(*(array.copy() for array in row))
-                characters[split] += character_counts[record]
+                if len(arrays[0]):
+                    writers[part_split].add(*(array.copy() for array in arrays))
+                characters[part_split] += num_characters
         position += len(character_counts)
     return {
         split: {**writer.close(), "characters": characters[split]}

@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.readers.json_array import JsonArrayReader
+from data.readers.json_array import JsonArrayReader, JsonLayout, find_layout
 from data.records import BadRecord
 
 MAX_LINE_BYTES = 1 << 26
@@ -25,6 +26,20 @@ BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
 PARQUET_BATCH_ROWS = 256
 PLAIN_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
+# What a folder cloned from a hub has beside its data: documents about it, its metadata, scripts and
+# pictures. Records are not about data, whatever their name: `license_questions.jsonl`.
+_ABOUT_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|authors|citation|changelog|contribut(ing|ors)"
+    r"|code_of_conduct|requirements)"
+    r"([._-](?!.*(jsonl?|parquet|[ct]sv)(\.gz)?\Z).*)?"
+    r"|(dataset_infos?|dataset_dict|state|config|configuration|croissant|metadata)\.json"
+    r"|(md5|sha\d+)sums?(\.txt)?",
+    re.IGNORECASE,
+)
+_ABOUT_DATA_SUFFIXES = frozenset(
+    {".md", ".rst", ".py", ".ipynb", ".sh", ".yaml", ".yml", ".toml", ".cff", ".bib", ".pdf"}
+    | {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}
+)
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _ARCHIVE_MAGIC = {
     b"PK\x03\x04": "zip",
@@ -33,6 +48,8 @@ _ARCHIVE_MAGIC = {
     b"BZh": "bzip2",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+# What a clone without Git LFS has in the place of a large file.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WHITESPACE = b" \t\r\n\v\f"
 # How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError: these are
 # caught before OSError.
@@ -58,32 +75,76 @@ ProgressCallback = Callable[[int], object]
 def expand_inputs(inputs: list[str]) -> list[Path]:
     """Return the files that inputs (files, folders, globs) name, without duplicates.
 
-    Folders are walked recursively, in sorted order; hidden names are left out. Raises UserError for
-    an input without files.
+    Folders are walked recursively, in sorted order; hidden names are left out, and so are the files
+    that `print_files_about_data` names. Raises UserError for an input without files.
     """
     # A dictionary rather than a set: it keeps the order.
     unique_files: dict[Path, None] = {}
     for input_ in inputs:
-        # An existing name is not a pattern, whatever brackets it has.
-        matches = [input_] if os.path.lexists(input_) else sorted(glob.glob(input_, recursive=True))
-        if not matches:
-            problem = "there is no such file or folder"
-            if glob.has_magic(input_):
-                problem = "no file matches it"
-            raise UserError(f"--input {input_}: {problem}")
-        files = [file for match in matches for file in _walk_files(Path(match))]
+        files = []
+        for match in _match_input(input_):
+            in_match = list(_walk_files(match))
+            about_data = set(_select_about_data(in_match))
+            files += [file for file in in_match if file not in about_data]
         for file in files:
             if file.exists() and not file.is_file():
                 raise UserError(
-                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it "
-                    "as a file first"
+                    f"{file}: is a pipe or a device, which cannot be read twice: save it as a file "
+                    "first"
                 )
         if not files:
-            raise UserError(
-                f"--input {input_}: there are no files in it (hidden ones are left out)"
-            )
+            raise UserError(f"{input_}: there are no files in it (hidden ones are left out)")
         unique_files.update(dict.fromkeys(files))
     return list(unique_files)
+
+
+def print_files_about_data(inputs: list[str]) -> None:
+    """Print one line that names the files which `expand_inputs` leaves out of folders, if any.
+
+    These are documents about the data, its metadata, scripts and pictures. In a folder without any
+    other file they are read themselves.
+    """
+    names = [
+        str(file.relative_to(folder))
+        for input_ in inputs
+        for folder in _match_input(input_)
+        for file in _select_about_data(list(_walk_files(folder)))
+    ]
+    if names:
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        print(
+            f"left out beside the data: {', '.join(names[:5])}{more} (to read a file like these, "
+            "name the file itself)",
+            flush=True,
+        )
+
+
+def _match_input(input_: str) -> list[Path]:
+    """Return the existing paths that an input means. Raises UserError if there is none."""
+    # An existing name is not a pattern, whatever brackets it has.
+    matches = [input_] if os.path.lexists(input_) else sorted(glob.glob(input_, recursive=True))
+    if not matches:
+        problem = "there is no such file or folder"
+        if glob.has_magic(input_):
+            problem = "no file matches it"
+        raise UserError(f"--input {input_}: {problem}")
+    return list(map(Path, matches))
+
+
+def _select_about_data(files: list[Path]) -> list[Path]:
+    """Return those files of a folder that are about its data, or none if all of them are.
+
+    A file that is named itself is the only one, so it is read.
+
+    Notes in Markdown alone are data, but not the README, the license and the pictures beside them.
+    """
+    by_name = {file for file in files if _ABOUT_DATA.fullmatch(file.name)}
+    by_suffix = {file for file in files if file.suffix.lower() in _ABOUT_DATA_SUFFIXES}
+    notes = {file for file in by_suffix if file.suffix.lower() == ".md"}
+    for about_data in (by_name | by_suffix, by_name | (by_suffix - notes), by_name):
+        if len(about_data) < len(files):
+            return [file for file in files if file in about_data]
+    return []
 
 
 def has_text_suffix(path: Path) -> bool:
@@ -105,16 +166,18 @@ def _walk_files(path: Path) -> Iterator[Path]:
 def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
     """Yield the elements of a JSON list, the lines of a text, or the rows of a parquet file.
 
-    Lists and texts may be compressed with gzip. Rows are encoded as JSON. Blank lines are not
-    records. `on_bytes_read` is called with the number of bytes read since its last call; the
-    numbers add up to the size of the file.
+    The list may be in an object under a name such as `data`. Objects that go over several lines are
+    read as such. Lists and texts may be compressed with gzip. Rows are encoded as JSON. Blank lines
+    are not records. `on_bytes_read` is called with the number of bytes read since its last call;
+    the numbers add up to the size of the file.
     """
     with _open_file(path) as file:
         magic = file.read(4)
     if magic == _PARQUET:
         return _read_parquet(path, on_bytes_read)
-    if read_head(path).lstrip(_WHITESPACE).startswith(b"["):
-        return _read_json_array(path, on_bytes_read)
+    layout = find_layout(read_head(path))
+    if layout is not None:
+        return _read_json_array(path, on_bytes_read, *layout)
     return read_lines(path, on_bytes_read)
 
 
@@ -180,19 +243,32 @@ def read_chunks(
         yield RawRecord(str(path), first_line, b"".join(lines))
 
 
-def _read_json_array(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield the elements of a plain or gzip JSON list; a faulty element becomes a BadRecord."""
+def _read_json_array(
+    path: Path, on_bytes_read: ProgressCallback | None, layout: JsonLayout, num_skipped: int
+) -> Iterator[RawItem]:
+    """Yield the elements of plain or gzip JSON; a faulty element becomes a BadRecord.
+
+    `layout` is that of the text after the first `num_skipped` bytes, which are not read.
+    """
     name = str(path)
     # Messages of `_iter_blocks`. Damage ends the text, so the reader reports an unfinished list
     # next, and its problem gets the message.
     damage: list[str] = []
     with _open_file(path) as file, _decompress(file) as stream:
         blocks = _iter_blocks(path, file, stream, damage, on_bytes_read)
-        for number, data, problem in JsonArrayReader(blocks, MAX_LINE_BYTES):
+        blocks = _skip_bytes(blocks, num_skipped)
+        for number, data, problem in JsonArrayReader(blocks, MAX_LINE_BYTES, layout):
             if problem is None:
                 yield RawRecord(name, number, data)
             else:
                 yield BadRecord(name, number, "; ".join([problem, *damage]))
+
+
+def _skip_bytes(blocks: Iterator[bytes], num_skipped: int) -> Iterator[bytes]:
+    """Yield blocks without their first `num_skipped` bytes."""
+    for block in blocks:
+        yield block[num_skipped:]
+        num_skipped = max(num_skipped - len(block), 0)
 
 
 def _iter_blocks(
@@ -317,9 +393,14 @@ def _open_file(path: Path) -> io.BufferedReader:
 def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
     """Return a stream of the decompressed content, the file itself if it is not compressed.
 
-    Raises UserError for archives of other kinds than gzip.
+    Raises UserError for archives of other kinds than gzip, and for pointers of Git LFS.
     """
-    magic = file.peek(8)[:8]
+    magic = file.peek(8)
+    if magic.startswith(_LFS_POINTER):
+        raise UserError(
+            f"{file.name}: is a pointer of Git LFS, not the data itself: get the data with git lfs "
+            "pull in its folder"
+        )
     for archive_magic, archive_kind in _ARCHIVE_MAGIC.items():
         if magic.startswith(archive_magic):
             raise UserError(

@@ -5,7 +5,8 @@ from typing import Any
 from data.readers.hub import HubDataset
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
-from data.sources.dialogue import build_conversation, split_dialogue
+from data.sources.dialogue import Message, build_conversation, split_dialogue
+from data.sources.fields import Fields
 
 
 def parse_belle_0_8m(data: bytes) -> Conversation:
@@ -16,14 +17,14 @@ def parse_belle_0_8m(data: bytes) -> Conversation:
     """
     row = parse_json_object(data)
     messages = split_dialogue(require_text(row, "instruction"), alternating=True)
-    if messages[-1][0] == "assistant":
+    if messages[-1].speaker == "assistant":
         # `instruction` ends with an empty `Assistant:`, whose text is `output`.
-        _, last_reply = messages.pop()
+        last_reply = messages.pop().text
         if last_reply.strip():
             raise SchemaError("field 'instruction' ends with a reply, not with a question")
     if row.get("input") is not None:
-        messages.append(("human", require_text(row, "input")))
-    messages.append(("assistant", require_text(row, "output")))
+        messages.append(Message("human", require_text(row, "input")))
+    messages.append(Message("assistant", require_text(row, "output")))
     return build_conversation(messages)
 
 
@@ -35,12 +36,15 @@ def _is_belle_0_8m(row: dict[str, Any], _is_list: bool) -> bool:
     return str(row.get("instruction", "")).startswith("Human:")
 
 
+FIELDS = Fields(used=frozenset({"instruction", "input", "output"}))
+
 SOURCES = (
     Source(
         name="belle-0.8m",
         description="Belle 0.8M multi-turn: JSONL of instruction (Human:, Assistant: …) and output",
         parse=parse_belle_0_8m,
         kind="conversations",
+        check_fields=FIELDS.check,
         hub=HubDataset("BelleGroup/multiturn_chat_0.8M", "default"),
         keys=(frozenset({"instruction", "input", "output"}),),
         recognizes=_is_belle_0_8m,

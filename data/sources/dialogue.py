@@ -3,55 +3,99 @@
 import itertools
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from data.records import Conversation, Turn
-from data.sources.base import SchemaError
+from data.sources.base import SchemaError, SkipRecordError, strip_blank_lines
+from data.sources.fields import NOTHING_TO_TRAIN, UNSUPPORTED_ROLES, snake_case
 
-Speaker = Literal["human", "assistant"]
-Message = tuple[Speaker, str]
+# A system message is an instruction to the assistant, for the whole conversation.
+Speaker = Literal["system", "human", "assistant"]
 # A speaker's name stands at the beginning of a line: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
+# One space after the colon belongs to the name, further ones are indentation.
 _SPEAKER_PATTERN = re.compile(
-    r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：]",
+    r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*"
+    r"(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：][ \t]?",
     re.MULTILINE,
 )
+# The reason of records in which one answer has a loss on some of its text only.
+PARTLY_TRAINED = "answer to train on in part"
+
+
+class Message(NamedTuple):
+    """A message of a conversation. `has_loss` is False for an answer that is not trained on."""
+
+    speaker: Speaker
+    text: str
+    has_loss: bool = True
 
 
 def build_conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
-    """Return the conversation that messages form, without white space around their texts.
+    """Return the conversation that messages form, without blank lines around their texts.
 
     `reference` is the passage that the conversation is about, if there is one. Consecutive messages
     of one speaker are joined, one line each. If the assistant speaks first, the first question is
-    empty. A last question without an answer is left out. Raises SchemaError for any other empty
-    question, for an empty answer, and if there is no answer at all.
+    empty; it may be if there is a system text. A last question without an answer is left out.
+    Raises SchemaError for any other empty question, for an empty answer, if there is no answer at
+    all, and as `split_system` does; SkipRecordError if no answer has a loss, or only a part of one.
     """
-    merged_messages = _merge_messages(messages)
-    if merged_messages and merged_messages[-1][0] == "human":
+    system, merged_messages = split_system(messages)
+    if merged_messages and merged_messages[-1].speaker == "human":
         merged_messages.pop()
         if not merged_messages:
             raise SchemaError("there is no answer, only a question")
     if not merged_messages:
         raise SchemaError("there are no messages")
-    assistant_first = merged_messages[0][0] == "assistant"
-    # After merging, the speakers alternate: every second text is a question.
-    texts = [text for _, text in merged_messages]
+    assistant_first = merged_messages[0].speaker == "assistant"
     if assistant_first:
-        texts.insert(0, "")
-    turns = tuple(itertools.starmap(Turn, zip(texts[::2], texts[1::2], strict=True)))
+        merged_messages.insert(0, Message("human", ""))
+    # After merging, the speakers alternate: every second message is a question.
+    turns = tuple(
+        Turn(question.text, answer.text, answer.has_loss)
+        for question, answer in zip(merged_messages[::2], merged_messages[1::2], strict=True)
+    )
     for number, turn in enumerate(turns, 1):
-        if not turn.question and not (assistant_first and number == 1):
+        if not turn.question and not (number == 1 and (assistant_first or system)):
             raise SchemaError(f"question {number} of {len(turns)} is empty")
         if not turn.answer:
             raise SchemaError(f"answer {number} of {len(turns)} is empty")
-    return Conversation(turns, reference.strip())
+    if not any(turn.has_loss for turn in turns):
+        raise SkipRecordError(NOTHING_TO_TRAIN)
+    return Conversation(turns, strip_blank_lines(reference), system)
+
+
+def split_system(messages: Iterable[Message]) -> tuple[str, list[Message]]:
+    """Return the system text, which may be empty, and the other messages in turn.
+
+    Consecutive messages of one speaker are joined, one line each, without blank lines around them.
+    Training and serving share this function. Raises SchemaError for a system message after the
+    others: a chat template has one place for it, at the beginning. Raises SkipRecordError if only
+    some of the messages of one answer have a loss.
+    """
+    merged = _merge_messages(messages)
+    system = merged.pop(0).text if merged and merged[0].speaker == "system" else ""
+    if any(message.speaker == "system" for message in merged):
+        raise SchemaError("a system message stands after the first question or answer")
+    return system, merged
 
 
 def _merge_messages(messages: Iterable[Message]) -> list[Message]:
-    """Join consecutive messages of one speaker, one line each; empty messages add no line."""
+    """Join consecutive messages of one speaker, one line each; empty messages add no line.
+
+    Raises SkipRecordError if only some of the messages of one answer have a loss.
+    """
     merged: list[Message] = []
-    for speaker, group in itertools.groupby(messages, key=lambda message: message[0]):
-        texts = [message.strip() for _, message in group]
-        merged.append((speaker, "\n".join(filter(None, texts))))
+    # An empty system text is none: it does not separate the messages around it.
+    spoken = (
+        message for message in messages if message.speaker != "system" or message.text.strip()
+    )
+    for speaker, group in itertools.groupby(spoken, key=lambda message: message.speaker):
+        parts = [message._replace(text=strip_blank_lines(message.text)) for message in group]
+        parts = [part for part in parts if part.text]
+        has_loss = {part.has_loss for part in parts}
+        if speaker == "assistant" and len(has_loss) > 1:
+            raise SkipRecordError(PARTLY_TRAINED)
+        merged.append(Message(speaker, "\n".join(part.text for part in parts), has_loss != {False}))
     return merged
 
 
@@ -72,7 +116,7 @@ def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
     # The text of a message ends where the next name begins.
     ends = [match.start() for match in matches[1:]] + [len(text)]
     return [
-        (_match_speaker(match), text[match.end() : end])
+        Message(_match_speaker(match), text[match.end() : end])
         for match, end in zip(matches, ends, strict=True)
     ]
 
@@ -98,10 +142,12 @@ def _alternating_matches(matches: list[re.Match[str]]) -> list[re.Match[str]]:
 def resolve_speaker(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:
     """Return the speaker that `roles` has for the role of message `number`.
 
-    Raises SchemaError for any other role, such as a tool.
+    Raises SkipRecordError for a tool, and SchemaError for any other role.
     """
-    if not isinstance(role, str) or role not in roles:
-        raise SchemaError(
-            f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"
-        )
-    return roles[role]
+    if isinstance(role, str) and role in roles:
+        return roles[role]
+    if isinstance(role, str) and snake_case(role) in UNSUPPORTED_ROLES:
+        raise SkipRecordError(f"unsupported role {role}")
+    raise SchemaError(
+        f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"
+    )

@@ -4,7 +4,13 @@ from typing import Any
 
 from data.readers.hub import HubDataset
 from data.records import Document
-from data.sources.base import SchemaError, Source, parse_json_object, require_text
+from data.sources.base import (
+    SchemaError,
+    Source,
+    parse_json_object,
+    require_text,
+    strip_blank_lines,
+)
 from data.sources.mnbvc import HUB_FILES
 
 
@@ -21,12 +27,12 @@ def parse_mnbvc_qa(data: bytes) -> Document:
         metadata = {}
     parts: list[str] = []
     for field, detail_field in (("问", "问题明细"), ("答", "回答明细")):
-        text = require_text(row, field).strip()
+        text = strip_blank_lines(require_text(row, field))
         detail = _optional_text(metadata, detail_field) or _optional_text(row, detail_field)
         # Also true for empty details.
-        if detail in text:
+        if detail.strip() in text:
             parts.append(text)
-        elif detail.startswith(text):
+        elif detail.strip().startswith(text.strip()):
             parts.append(detail)
         else:
             parts += [text, detail]
@@ -37,8 +43,8 @@ def parse_mnbvc_qa(data: bytes) -> Document:
 
 
 def _optional_text(row: dict[str, Any], field: str) -> str:
-    """Return the stripped text of a field, or "" if it is missing or null."""
-    return require_text(row, field).strip() if row.get(field) is not None else ""
+    """Return the text of a field without blank lines around it, or "" if it is missing or null."""
+    return strip_blank_lines(require_text(row, field)) if row.get(field) is not None else ""
 
 
 SOURCES = (

@@ -2,7 +2,8 @@
 
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
-from data.sources.dialogue import Speaker, build_conversation
+from data.sources.dialogue import Message, Speaker, build_conversation
+from data.sources.fields import Fields
 
 _SPEAKERS: tuple[Speaker, Speaker] = ("human", "assistant")
 
@@ -28,9 +29,12 @@ def parse_naturalconv(data: bytes) -> Conversation:
     # An index of `_SPEAKERS`: 0 is the human.
     first_speaker = len(utterances) % 2
     return build_conversation(
-        (_SPEAKERS[(first_speaker + index) % 2], text) for index, text in enumerate(utterances)
+        Message(_SPEAKERS[(first_speaker + index) % 2], text)
+        for index, text in enumerate(utterances)
     )
 
+
+FIELDS = Fields(used=frozenset({"content"}))
 
 SOURCES = (
     Source(
@@ -38,6 +42,7 @@ SOURCES = (
         description="NaturalConv: one JSON list of dialogues, which are lists of utterances",
         parse=parse_naturalconv,
         kind="conversations",
+        check_fields=FIELDS.check,
         keys=(frozenset({"dialog_id", "content"}),),
     ),
 )

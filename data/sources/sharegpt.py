@@ -1,27 +1,30 @@
-"""ShareGPT's schema: JSONL, or a JSON list, of `conversations`, lists of {"from", "value"}."""
+"""ShareGPT's schema: JSONL, or a JSON list, of `conversations`, lists of {"from", "value"}.
+
+minimind's files have {"role", "content"} in them, as OpenAI's `messages`.
+"""
 
 from typing import Any
 
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
+from data.sources.fields import MESSAGE_UNSUPPORTED, Fields, has_loss, split_marks
+from data.sources.openai_messages import read_messages
 
-# A system message is an instruction to the assistant: it becomes the beginning of the first
-# question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "human": "human",
     "user": "human",
-    "system": "human",
+    "system": "system",
     "gpt": "assistant",
     "assistant": "assistant",
 }
 
 
 def parse_sharegpt(data: bytes) -> Conversation:
-    """Return the messages as turns; a system text becomes the beginning of the first question.
+    """Return the messages as turns, and the system text: `system`, system messages, or both.
 
     Raises SchemaError if there is no list of messages, for a message without text, for roles other
-    than human, assistant and system, such as a tool, and as `build_conversation` does.
+    than human, assistant and system, and as `build_conversation` does; SkipRecordError for tools.
     """
     row = parse_json_object(data)
     raw_messages = row.get("conversations")
@@ -29,20 +32,23 @@ def parse_sharegpt(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
         )
-    # `build_conversation` joins a system text with the question after it.
+    if any(isinstance(message, dict) and "role" in message for message in raw_messages):
+        return build_conversation(read_messages(row, raw_messages))
     messages: list[Message] = []
-    if row.get("system") is not None and (system_text := require_text(row, "system").strip()):
-        messages.append(("human", system_text))
-    for number, message in enumerate(raw_messages, 1):
+    if row.get("system") is not None:
+        messages.append(Message("system", require_text(row, "system")))
+    list_marks = split_marks(row, len(raw_messages))
+    for number, (message, marks) in enumerate(zip(raw_messages, list_marks, strict=True), 1):
         if not isinstance(message, dict):
             raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
         speaker = resolve_speaker(message.get("from"), SPEAKER_BY_ROLE, number)
         text = message.get("value")
         if not isinstance(text, str):
             raise SchemaError(f"message {number} has no text in 'value'")
-        # An empty system text is not a question: the assistant may speak first after it.
-        if message["from"] != "system" or text.strip():
-            messages.append((speaker, text))
+        is_trained = speaker != "assistant" or has_loss(
+            {**message, **marks}, text, f"message {number}"
+        )
+        messages.append(Message(speaker, text, is_trained))
     return build_conversation(messages)
 
 
@@ -51,12 +57,22 @@ def _has_conversations(row: dict[str, Any], _is_list: bool) -> bool:
     return isinstance(row.get("conversations"), list)
 
 
+FIELDS = Fields(
+    used=frozenset({"conversations", "system"}),
+    message_list="conversations",
+    messages=Fields(
+        used=frozenset({"from", "value", "role", "content"}), unsupported=MESSAGE_UNSUPPORTED
+    ),
+)
+
 SOURCES = (
     Source(
         name="sharegpt",
-        description="ShareGPT: JSONL or a JSON list of conversations, lists of from and value",
+        description="ShareGPT, minimind: JSONL or a JSON list of conversations, lists of from and "
+        "value, or role and content",
         parse=parse_sharegpt,
         kind="conversations",
+        check_fields=FIELDS.check,
         keys=(frozenset({"conversations"}),),
         recognizes=_has_conversations,
     ),

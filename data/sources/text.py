@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.readers.encoding import describe_encoding
 from data.readers.files import ProgressCallback, RawItem, has_text_suffix, read_chunks
 from data.records import Document
 from data.sources.base import SchemaError, Source
@@ -25,10 +26,7 @@ def parse_text(data: bytes) -> Document:
         return Document(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SchemaError(
-            f"not UTF-8 on line {line} of this text (byte 0x{data[error.start]:02x}); if it is "
-            "GBK, convert it: iconv -f gb18030 -t utf-8"
-        ) from None
+        raise SchemaError(f"line {line} of this text: {describe_encoding(data)}") from None
 
 
 def _is_text_file(path: Path, _file_head: bytes) -> bool:

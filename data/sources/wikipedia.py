@@ -12,22 +12,60 @@ from data.readers.hub import HubDataset
 from data.records import Document
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
 
-_VARIANT = re.compile(r"-\{([^{}]{0,500})\}-")
-_TEMPLATE = re.compile(r"\{\{(?!.{0,2}\}\})[^{}\\^_]{1,2000}\}\}")
+# The body has no braces, except those of templates, and no LaTeX: `{a}-{b^2}-{c}` is a formula.
+_VARIANT_MARKUP = re.compile(r"-\{([^{}\\^]*(?:\{\{[^{}]*\}\}[^{}\\^]*)*)\}-")
+_VARIANT_FLAGS = frozenset("ATRDHN-")
+# Up to a `;` that does not end an entity.
+_RULE = re.compile("(?:&[#a-zA-Z0-9]{1,31};|[^;])+")
+_NOT_FLAGS = re.compile("[^A-Za-z;+ -]")
+_VARIANT_NAMES = {
+    "zh": "原文",
+    "zh-hans": "简体",
+    "zh-hant": "繁体",
+    "zh-cn": "大陆",
+    "zh-tw": "台湾",
+    "zh-hk": "香港",
+    "zh-mo": "澳门",
+    "zh-sg": "新加坡",
+    "zh-my": "大马",
+}
+# Those whose wording mainland China reads, the best first.
+_MAINLAND_VARIANTS = ("zh-cn", "zh-hans", "zh-sg", "zh-my")
+_MAX_VARIANT_DEPTH = 10  # of nested markup, as in MediaWiki
+# Text that is not converted to simplified characters, between noncharacters as marks.
+_PROTECTED = re.compile("\ufdd0([^\ufdd0\ufdd1]*)\ufdd1")
+# A template begins with its name: `{{1, 2}}`, `{{ variable }}` and `{{key: 'value'}}` are text.
+_TEMPLATE = re.compile(
+    r"\{\{(?!.{0,2}\}\})"
+    r"(?:[^\W_][^{}|\\^_,;:=<>\"().，、；：]{0,200}(?:\|[^{}\\^_]{0,2000})?"
+    r"|(?:#[a-z]{2,20}|[A-Z]{2,30}):(?=\S)[^{}\\^_]{0,2000})\}\}"
+)
 _REFERENCE = re.compile(
-    r"<ref\b[^<>]{0,300}/>|<ref\b[^<>]{0,300}>[^<]{0,2000}</ref>", re.IGNORECASE
+    r"<ref(?:\s{1,9}[a-z]{1,20}\s{0,9}=[^<>]{0,300})?\s{0,9}"
+    r"(?:/>|>(?:[^<]|<(?!/?ref\b)){0,2000}</ref\s{0,9}>)",
+    re.IGNORECASE,
+)
+_ESCAPED_REFERENCE_TAG = re.compile(
+    r"&lt;(/?ref\b(?:[^<>&]|&(?![lg]t;)){0,300})&gt;", re.IGNORECASE
 )
 _LINK = re.compile(r"\[\[([^\[\]]{1,1000})\]\]")
 _EXTERNAL_LINK = re.compile(r"\[https?://[^\s\[\]]{1,1000}[ ]?([^\[\]\n]{0,500})\]")
+# Codes of other Wikipedias are in small letters: `Re:` and `CSI:` begin titles, `std::` is code.
 _NON_TEXT_NAMESPACE = re.compile(
-    r"(?:file|image|category|文件|档案|图像|图片|分类|[a-z]{2,3}):", re.IGNORECASE
+    r"(?:(?i:file|image|category)|文件|档案|图像|图片|分类|[a-z]{2,3}(?:-[a-z]{2,9}){0,2}):(?!:)"
 )
+# Alignment alone does not make a line an image: `left|right` is text.
 _IMAGE_LINE = re.compile(
-    r"^(?:(?:thumb|thumbnail|right|left|center|none|缩略图|右|左|居中|\d{1,4}px|upright[\d.=]*)\|)+.*$",
+    r"^(?:(?:right|left|center|none|右|左|居中)\|){0,9}"
+    r"(?:thumb|thumbnail|缩略图|\d{1,4}px|upright[\d.=]{0,9})\|.*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(r"^(={2,6}) {0,9}([^=\n]{1,200}?) {0,9}\1$", re.MULTILINE)
-_MAGIC_WORD = re.compile(r"__[A-Z]{3,20}__")
+# By name, because `__FILE__` is text.
+_MAGIC_WORD = re.compile(
+    r"__(?:(?:FORCE|NO)?TOC|(?:NO)?NEWSECTIONLINK|NOEDITSECTION|NOGALLERY|HIDDENCAT|(?:NO)?INDEX"
+    r"|NO(?:CONTENT|TITLE)CONVERT|NO[CT]C|STATICREDIRECT|DISAMBIG)__"
+)
 _EMPTY_PARENTHESES = re.compile(r"[ ]?(?:（[\s，、；：,;:。]{0,50}）|\([\s，、；：,;:]{1,50}\))")
 _DANGLING_PARENTHESIS = re.compile(r"（[\s，、；：,;:]{1,50}")
 _DOUBLE_PUNCTUATION = re.compile(r"([，、；])[，、；]{1,9}")
@@ -56,18 +94,39 @@ _TAIL_HEADINGS = {
 
 
 @functools.cache
-def simplified_converter() -> Any:
+def _simplified_converter() -> Any:
     """Return OpenCC's converter of traditional characters (t2s), loaded once in a process."""
     import opencc
 
     return opencc.OpenCC("t2s")
 
 
+def to_simplified(text: str) -> str:
+    """Return a text in simplified characters, its language-variant markup resolved.
+
+    As for a reader in mainland China: -{zh-cn:软件; zh-tw:軟體}- becomes 软件, and what -{於}- or
+    -{R|於}- protects is not converted.
+    """
+    convert = _simplified_converter().convert
+    if "-{" not in text:
+        return convert(text)
+    text = _remove_marks(text)
+    # One pass resolves the innermost markup.
+    for _ in range(_MAX_VARIANT_DEPTH):
+        text, num_resolved = _VARIANT_MARKUP.subn(_resolve_variant, text)
+        if num_resolved == 0:
+            break
+    # Splitting at the capturing group gives text to convert and protected text by turns. One call
+    # converts all, because a call has a cost of its own.
+    parts = _PROTECTED.split(text)
+    parts[::2] = convert("\ufdd0".join(parts[::2])).split("\ufdd0")
+    return "".join(parts)
+
+
 def build_article(title: str, text: str) -> Document:
     """Return an article in simplified characters without markup, with its title as first line."""
-    convert = simplified_converter().convert
-    title = convert(title).strip()
-    text = convert(text).strip()
+    title = to_simplified(title).strip()
+    text = to_simplified(text).strip()
     # Some texts begin with the title already, which must not stand there twice.
     first_line, _, rest = text.partition("\n")
     if first_line.strip() == title:
@@ -83,16 +142,18 @@ def strip_markup(text: str) -> str:
     without text. LaTeX in braces stays.
     """
     # The tests for a substring spare most texts most of the patterns, which are slow.
-    if "-{" in text:
-        text = _VARIANT.sub(lambda match: _resolve_variant(match[1]), text)
     if "{{" in text:
         # One pass removes the innermost templates.
         for _ in range(3):
             text = _TEMPLATE.sub("", text)
-    if "<ref" in text:
+    if "&lt;" in text:
+        text = _ESCAPED_REFERENCE_TAG.sub(r"<\1>", text)
+    if "<" in text:
         text = _REFERENCE.sub("", text)
     if "[" in text:
-        text = _LINK.sub(lambda match: _link_text(match[1]), text)
+        # Twice for links in the caption of a picture.
+        for _ in range(2):
+            text = _LINK.sub(lambda match: _link_text(match[1]), text)
         text = _EXTERNAL_LINK.sub(r"\1", text)
     if "|" in text:
         text = _IMAGE_LINE.sub("", text)
@@ -109,29 +170,92 @@ def strip_markup(text: str) -> str:
     return "\n".join(lines)
 
 
-def _resolve_variant(body: str) -> str:
-    """Return the text for mainland China of a language-variant markup, given without its braces.
+def _resolve_variant(match: re.Match[str]) -> str:
+    """Return what MediaWiki shows in mainland China for a match of `_VARIANT_MARKUP`.
 
-    -{zh-hans:计算机; zh-hant:電腦}- has a wording for each region; -{原文}- protects its content.
+    Flags stand before a `|`: -{H|…}-, -{-|…}- and -{T|…}- only set rules and show nothing,
+    -{N|zh-cn}- names a variant, -{D|…}- describes its rules, -{R|…}- protects its content, and
+    -{A|…}- shows what -{…}- does.
     """
-    choices = dict(part.split(":", 1) for part in body.split(";") if ":" in part)
-    wordings = {variant.strip(): wording.strip() for variant, wording in choices.items()}
-    for variant in ("zh-cn", "zh-hans", "zh-sg", "zh"):
-        if variant in wordings:
-            return wordings[variant]
-    # Wordings for other regions only: the first is better than the markup.
-    if wordings and all(variant.startswith("zh") for variant in wordings):
-        return next(iter(wordings.values()))
-    # Protected content, in which a colon may be part of the text.
-    return body
+    head, separator, rest = match[1].partition("|")
+    flags = {flag.strip() for flag in head.split(";")} if separator else set()
+    flags &= _VARIANT_FLAGS | _VARIANT_NAMES.keys()
+    # Flags that do not exist have no effect, but names of wordings and links are no flags.
+    is_unknown_flag = separator and not _NOT_FLAGS.search(head)
+    body = rest if flags or is_unknown_flag else match[1]
+    if "R" in flags:
+        return _protect(body)
+    if "N" in flags:
+        return _VARIANT_NAMES.get(body.strip(), "")
+    if "H" in flags or "-" in flags or flags == {"T"}:
+        return ""
+    if not flags.isdisjoint(_VARIANT_NAMES):
+        # -{zh-hans;zh-hant|…}-: converted for these variants only.
+        return body if not flags.isdisjoint(_MAINLAND_VARIANTS) else _protect(body)
+    rules = _parse_variant_rules(body)
+    if not rules:
+        return _protect(body)
+    if "D" in flags:
+        return "".join(
+            f"{original}{'⇒' if original else ''}{_VARIANT_NAMES[variant]}：{wording}；"
+            for original, variant, wording in rules
+        )
+    wordings = {variant: wording for original, variant, wording in rules if not original}
+    one_way_wordings = {variant: wording for original, variant, wording in rules if original}
+    for table in (wordings, one_way_wordings):
+        for variant in _MAINLAND_VARIANTS:
+            if variant in table:
+                return _protect(table[variant])
+    # Wordings for other regions only: one of them, or the original, is better than the markup.
+    return wordings.get("zh") or next(iter(wordings.values()), rules[0][0])
+
+
+def _parse_variant_rules(body: str) -> list[tuple[str, str, str]]:
+    """Return the rules (original, variant, wording) of a list, or [] if the body is not a list.
+
+    A rule is `variant:wording`, with "" as original, or `original=>variant:wording`. A `;` that is
+    not followed by a rule is part of the wording.
+    """
+    starts: list[tuple[str, str]] = []
+    wordings: list[list[str]] = []
+    for part in _RULE.findall(body.replace("=&gt;", "=>")):
+        head, colon, wording = part.partition(":")
+        original, _, variant = head.rpartition("=>")
+        variant = variant.strip().lower()
+        if colon and variant in _VARIANT_NAMES:
+            starts.append((original.strip(), variant))
+            wordings.append([wording])
+        elif part.strip():
+            if not starts:
+                return []
+            wordings[-1].append(part)
+    return [
+        (original, variant, ";".join(parts).strip())
+        for (original, variant), parts in zip(starts, wordings, strict=True)
+    ]
+
+
+def _protect(text: str) -> str:
+    """Return a text between the marks of `_PROTECTED`, without marks inside."""
+    return f"\ufdd0{_remove_marks(text)}\ufdd1"
+
+
+def _remove_marks(text: str) -> str:
+    """Return a text without the marks of `_PROTECTED`."""
+    return text.replace("\ufdd0", "").replace("\ufdd1", "")
 
 
 def _link_text(body: str) -> str:
     """Return the visible text of the link [[body]]: all of it, or what follows the last `|`.
 
-    Returns "" for files, categories and links to other languages.
+    If nothing follows, it is what stands before. Returns "" for files, categories and links to
+    other languages, and [[body]] if it is code: a test of a shell or a list of lists.
     """
-    return "" if _NON_TEXT_NAMESPACE.match(body) else body.rpartition("|")[2]
+    is_numbers = "," in body and not body.strip("0123456789+-., ")
+    if is_numbers or body.startswith((" ", '"', "'")):
+        return f"[[{body}]]"
+    target, _, text = body.rpartition("|")
+    return "" if _NON_TEXT_NAMESPACE.match(body) else text or target
 
 
 def parse_wikipedia(data: bytes) -> Document:

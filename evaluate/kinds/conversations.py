@@ -25,6 +25,7 @@ class Question:
     question: str
     answer: str  # the true answer
     passage: str  # the reference of the conversation, which may be empty
+    system: str = ""  # the system text of the conversation
 
 
 class ConversationEvaluation(KindEvaluation):
@@ -72,12 +73,17 @@ class ConversationEvaluation(KindEvaluation):
 
 
 def extract_questions(conversation: Conversation) -> list[Question]:
-    """Return a Question for every turn that has one, with the true turns before it."""
+    """Return a Question for every turn that has one, with the true turns before it.
+
+    Answers without a loss are not true ones: nothing is asked for them.
+    """
     turns = [(turn.question, turn.answer) for turn in conversation.turns]
     return [
-        Question(tuple(turns[:index]), question, answer, conversation.reference)
+        Question(
+            tuple(turns[:index]), question, answer, conversation.reference, conversation.system
+        )
         for index, (question, answer) in enumerate(turns)
-        if question
+        if question and conversation.turns[index].has_loss
     ]
 
 
@@ -97,7 +103,9 @@ def answer_questions(
     are done since the last call.
     """
     prompts = [
-        template.encode_prompt(tokenizer, question.history, question.question, question.passage)
+        template.encode_prompt(
+            tokenizer, question.history, question.question, question.passage, question.system
+        )
         for question in questions
     ]
     max_tokens = max_prompt_tokens(model.trained_context, max_new_tokens)

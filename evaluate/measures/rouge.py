@@ -1,6 +1,7 @@
 """ROUGE of the summaries of a checkpoint, a baseline, or a file of predictions."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common.machine import resolve_device
@@ -9,11 +10,18 @@ from data.corpora.resolver import find_test_split
 from data.kinds import summaries
 from data.records import Summary
 from data.shards import load_run_shard_set
+from data.sources import find_source
+from data.sources.base import LetterCase
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.summaries import summarize_articles
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.baselines import BASELINES
-from evaluate.metrics.rouge_table import METHOD, RougeTable, scorer_versions
+from evaluate.metrics.rouge_table import (
+    CASE_LABELS,
+    RougeTable,
+    describe_method,
+    scorer_versions,
+)
 from evaluate.options import RougeOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
@@ -40,24 +48,26 @@ def evaluate_predictions(options: RougeOptions) -> EvalResult:
     """Score the predictions in the file of `--score`, against the references in the same file."""
     assert options.score is not None
     rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
-    return _score_rows(str(options.score), rows, resolve_model_fields(options.score, rows))
+    model_fields = resolve_model_fields(options.score, rows)
+    case = options.case or _resolve_case(options.score, rows)
+    return _score_rows(str(options.score), rows, case, model_fields)
 
 
 def evaluate_baseline(options: RougeOptions) -> EvalResult:
     """Summarize the articles with the method of `--baseline`, and score the summaries."""
     assert options.baseline is not None
-    articles, data_label = _read_articles(options)
+    articles, data_label, case = _read_articles(options)
     summarize = BASELINES[options.baseline]
     rows = [
         {
             "input": record.article,
             "reference": record.title,
-            "prediction": summarize(record.article, record.title),
+            "prediction": summarize(record.article, record.title, case),
         }
         for record in articles
     ]
     provenance = {"decoding": f"no model: {options.baseline}"}
-    return _score_rows(f"{options.baseline} on {data_label}", rows, provenance)
+    return _score_rows(f"{options.baseline} on {data_label}", rows, case, provenance)
 
 
 def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
@@ -69,7 +79,7 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     # `RougeOptions.find_conflicts` requires it if there is neither --score nor --baseline.
     assert options.checkpoint is not None
     device = resolve_device(options.device)
-    articles, data_label = _read_articles(options)
+    articles, data_label, case = _read_articles(options)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     rows = _generate_summaries(options, loaded, articles)
     search = "greedy"
@@ -81,13 +91,29 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
         search += f", no repeated {options.no_repeat_ngram}-grams"
     decoding = f"{search}, at most {options.max_new_tokens} tokens"
     provenance = {**loaded.provenance, "decoding": decoding}
-    return _score_rows(f"{options.checkpoint} on {data_label}", rows, provenance, device)
+    return _score_rows(f"{options.checkpoint} on {data_label}", rows, case, provenance, device)
 
 
-def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
-    """Return the articles to summarize, and a label that names their files and source.
+def _resolve_case(path: Path, rows: list[Row]) -> LetterCase:
+    """Return the letter case that all `rows`, lines of the file `path`, were scored in.
 
-    Without `--source` they are the test split that belongs to the data of the run.
+    If they do not name one, or differ, return lower case and print how to choose the other.
+    """
+    for case in CASE_LABELS:
+        if all(row.get("case") == case for row in rows):
+            return case
+    print(
+        f"{path} does not name one letter case: lower-cased, as published scores of CSL are; "
+        "for those of LCSTS give --case kept"
+    )
+    return "lower"
+
+
+def _read_articles(options: RougeOptions) -> tuple[list[Summary], str, LetterCase]:
+    """Return the articles to summarize, a label for their files and source, and the letter case.
+
+    The letter case is that of `--case`, or else that of published scores of the source. Without
+    `--source` the articles are the test split that belongs to the data of the run.
     """
     source = options.source
     inputs = options.input
@@ -99,7 +125,8 @@ def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
         source, files = find_test_split(shards)
         inputs = tuple(str(file) for file in files)
     articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
-    return articles, f"{' '.join(inputs)} ({source})"
+    case = options.case or find_source(source).rouge_case
+    return articles, f"{' '.join(inputs)} ({source})", case
 
 
 def _generate_summaries(
@@ -136,21 +163,29 @@ def _generate_summaries(
 
 
 def _score_rows(
-    run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
+    run_label: str,
+    rows: list[Row],
+    case: LetterCase,
+    provenance: Mapping[str, Any],
+    device: Any = None,
 ) -> EvalResult:
     """Score the prediction of each row against its reference by ROUGE, and return the result.
 
     It has the lines to print, the metrics of all rows, and the rows with their scores. `run_label`
-    says what is scored on which files, `provenance` names the model and its decoding options, and
-    `device` is the torch.device of the model, if there is one.
+    says what is scored on which files, `case` is the letter case to score in, `provenance` names
+    the model and its decoding options, and `device` is the torch.device of the model, if any.
     """
     with progress_bar("scoring", len(rows), "examples") as bar:
         table = RougeTable.from_predictions(
-            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
+            [row["prediction"] for row in rows],
+            [row["reference"] for row in rows],
+            case,
+            bar.update,
         )
     counts = _count_flags(rows)
     decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
-    lines = [f"{run_label}: {len(rows):,} examples{decoding}", *table.format_lines()]
+    lines = [f"{run_label}: {len(rows):,} examples, {CASE_LABELS[case]}{decoding}"]
+    lines += table.format_lines()
     for key, count in counts.items():
         lines.append(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
     return EvalResult(
@@ -160,11 +195,15 @@ def _score_rows(
             "examples": len(rows),
             **counts,
             "scores": table.summarize_scores(),
-            "method": METHOD,
+            "case": case,
+            "method": describe_method(case),
             "counted_by": scorer_versions(),
         },
         provenance=dict(provenance),
-        rows=[{**row, "scores": table.example_scores(index)} for index, row in enumerate(rows)],
+        rows=[
+            {**row, "case": case, "scores": table.example_scores(index)}
+            for index, row in enumerate(rows)
+        ],
         device=device,
     )
 

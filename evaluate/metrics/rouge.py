@@ -1,10 +1,11 @@
 """ROUGE-1, -2 and -L (Lin 2004) with rouge-chinese, on characters and on jieba words.
 
-Characters are those of the lower-cased text without whitespace, the convention of published CSL and
-LCSTS results. Words are those into which jieba (default mode) segments the lower-cased text,
-without whitespace. rouge-chinese counts an n-gram once even if it occurs several times (sets, not
-multisets), and its ROUGE-L is based on the longest common subsequence (LCS) of the whole texts.
-Scores on other units, or from packages that count in another way, cannot be compared with these.
+Characters are those of the text without whitespace, words those into which jieba (default mode)
+segments it, without whitespace. Both texts are lower-cased first, or their case is kept: published
+scores of CSL are of lower-cased text (CLGE), those of LCSTS are not. rouge-chinese counts an n-gram
+once even if it occurs several times (sets, not multisets), and its ROUGE-L is based on the longest
+common subsequence (LCS) of the whole texts. Scores on other units, in another case, or from
+packages that count in another way, cannot be compared with these.
 """
 
 import functools
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from data.sources.base import LetterCase
 
 ROUGE_VARIANTS = ("1", "2", "l")
 # Number of bootstrap resamples of a confidence interval.
@@ -38,13 +41,13 @@ class RougeScore:
 
 
 def split_characters(text: str) -> list[str]:
-    """Split a text into characters, lower-cased, without whitespace."""
-    return list("".join(text.lower().split()))
+    """Split a text into characters, without whitespace."""
+    return list("".join(text.split()))
 
 
 def split_words(text: str) -> list[str]:
-    """Split a text into jieba words, lower-cased, without whitespace."""
-    return [word for word in _jieba_segmenter().cut(text.lower()) if not word.isspace()]
+    """Split a text into jieba words, without whitespace."""
+    return [word for word in _jieba_segmenter().cut(text) if not word.isspace()]
 
 
 UNIT_SPLITTERS: dict[str, UnitSplitter] = {
@@ -76,12 +79,19 @@ def _jieba_segmenter() -> Any:
 
 
 def compute_rouge(
-    prediction: str, reference: str, split_units: UnitSplitter = split_characters
+    prediction: str,
+    reference: str,
+    split_units: UnitSplitter = split_characters,
+    *,
+    case: LetterCase,
 ) -> dict[str, RougeScore]:
     """Return ROUGE-1, -2 and -L by the names in ROUGE_VARIANTS.
 
-    All scores are 0 if one of the texts is empty, which rouge-chinese does not accept.
+    `case` says whether both texts are lower-cased before they are split. All scores are 0 if one of
+    them is empty, which rouge-chinese does not accept.
     """
+    if case == "lower":
+        prediction, reference = prediction.lower(), reference.lower()
     prediction_units = split_units(prediction)
     reference_units = split_units(reference)
     if not prediction_units or not reference_units:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.sources.base import LetterCase
 from evaluate.metrics.rouge import (
     NUM_RESAMPLES,
     ROUGE_VARIANTS,
@@ -17,12 +18,8 @@ from evaluate.metrics.rouge import (
 
 # The fields of a `RougeScore`, in order.
 STATISTICS = ("precision", "recall", "f")
-# A description of the method for results files.
-METHOD = (
-    f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, "
-    "seed 0. Characters and words lower-cased, without whitespace; an n-gram counts once "
-    "(rouge-chinese)"
-)
+# The letter cases as descriptions of what is scored.
+CASE_LABELS: dict[LetterCase, str] = {"lower": "lower-cased", "kept": "case kept"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class RougeTable:
         cls,
         predictions: Sequence[str],
         references: Sequence[str],
+        case: LetterCase,
         on_progress: Callable[[int], object] | None = None,
     ) -> "RougeTable":
         """Score each prediction against its reference; call `on_progress(1)` after each."""
@@ -45,7 +43,7 @@ class RougeTable:
         for prediction, reference in zip(predictions, references, strict=True):
             scores_by_unit = []
             for split_units in UNIT_SPLITTERS.values():
-                scores = compute_rouge(prediction, reference, split_units)
+                scores = compute_rouge(prediction, reference, split_units, case=case)
                 scores_by_unit.append([astuple(scores[variant]) for variant in ROUGE_VARIANTS])
             scores_by_example.append(scores_by_unit)
             if on_progress:
@@ -100,6 +98,15 @@ def _scores_by_name(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[s
                 zip(STATISTICS, map(convert, statistics), strict=True)
             )
     return named
+
+
+def describe_method(case: LetterCase) -> str:
+    """Return a description of the method for results files."""
+    return (
+        f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, "
+        f"seed 0. Characters and words {CASE_LABELS[case]}, without whitespace; an n-gram counts "
+        "once (rouge-chinese)"
+    )
 
 
 def scorer_versions() -> dict[str, str]:

@@ -15,7 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.chat_template.encoding import iter_segments
-from model.chat_template.template import ImportedTemplate
+from model.chat_template.template import (
+    DEFAULT_REFERENCE_PREFIX,
+    DEFAULT_REFERENCE_SUFFIX,
+    ImportedTemplate,
+)
 from model.tokenizer.base import SPECIAL_TOKEN_MARK
 from model.tokenizer.imported import ImportedTokenizer
 
@@ -28,12 +32,10 @@ _SAMPLE_REFERENCE = "资料甲"
 _SAMPLE_QUESTION = "问题乙"
 _SAMPLE_ANSWER = "回答丙"
 _SAMPLE_FOLLOW_UP = "问题丁"
-# The text around a reference in the project's own template, for templates without a system role.
-_DEFAULT_REFERENCE_PREFIX = "资料："
-_DEFAULT_REFERENCE_SUFFIX = "\n\n"
-# The conversations that are compared have this white space around their messages (some templates
-# strip it), and these numbers of messages.
-_WHITESPACE_PADS = ("", " \n ")
+# The conversations that are compared have these system texts and this white space around their
+# messages (some templates strip it), and these numbers of messages. There are no line ends in the
+# white space: messages come here without blank lines around them, which our own Jinja removes.
+_SYSTEMS_AND_PADS = (("", ""), ("", " \t"), (_SAMPLE_REFERENCE, ""))
 _MESSAGE_COUNTS = (1, 3, 5)
 # Wall-clock limit of the sandboxed process, which limits its own CPU time.
 _TIMEOUT_SECONDS = 60
@@ -109,15 +111,16 @@ def _infer_reference_affixes(
 ) -> tuple[str, str]:
     """Return the text before a reference, and the text between it and the question.
 
-    The template renders a reference as the system message.
+    The template renders a reference as the system message, and a system text in the same way.
     """
     try:
         prompt = render([("system", _SAMPLE_REFERENCE), ("user", _SAMPLE_QUESTION)])
         before, rest = _split_around(prompt, _SAMPLE_REFERENCE)
         return before, _strip_affixes(rest, prefix="", suffix=_SAMPLE_QUESTION + assistant_prefix)
     except UnsupportedTemplateError:
-        # Without a system role the reference becomes part of the first question.
-        return first_user_prefix + _DEFAULT_REFERENCE_PREFIX, _DEFAULT_REFERENCE_SUFFIX
+        # Without a system role the reference becomes part of the first question, as in the
+        # project's own template; `has_system_turn` recognizes the prefix.
+        return first_user_prefix + DEFAULT_REFERENCE_PREFIX, DEFAULT_REFERENCE_SUFFIX
 
 
 def _is_equivalent(
@@ -125,18 +128,25 @@ def _is_equivalent(
 ) -> bool:
     """Return whether `template` gives the prompts that the Jinja template renders.
 
-    Conversations of several lengths are compared, with and without white space around messages.
+    Conversations of several lengths are compared, with and without white space around messages,
+    and with a system message if the template has a place for it.
     """
-    for pad in _WHITESPACE_PADS:
+    for system, pad in _SYSTEMS_AND_PADS:
+        if system and not template.has_system_turn:
+            continue
         turns = _sample_turns(pad)
         for count in _MESSAGE_COUNTS:
             # The last message is a question, so there are `count // 2` answers before it.
             num_answers = count // 2
-            segments = template.segments([*turns[:num_answers], (turns[num_answers][0], "")])
+            segments = template.segments(
+                [*turns[:num_answers], (turns[num_answers][0], "")], system=system
+            )
             text = bos_text
             for segment, is_answer in iter_segments(segments[:-1]):
                 text += segment + (eos_text if is_answer else "")
-            if text.replace(SPECIAL_TOKEN_MARK, "") != render(_to_messages(turns)[:count]):
+            rendered = render(_system_messages(system) + _to_messages(turns)[:count])
+            # The mark is a part of the names of special tokens in exports of this project.
+            if text.replace(SPECIAL_TOKEN_MARK, "") != rendered.replace(SPECIAL_TOKEN_MARK, ""):
                 return False
     return True
 
@@ -215,9 +225,9 @@ def _sample_conversations() -> list[Conversation]:
         [("user", _SAMPLE_QUESTION), ("assistant", _SAMPLE_ANSWER), ("user", _SAMPLE_FOLLOW_UP)],
         [("system", _SAMPLE_REFERENCE), ("user", _SAMPLE_QUESTION)],
     ]
-    for pad in _WHITESPACE_PADS:
+    for system, pad in _SYSTEMS_AND_PADS:
         messages = _to_messages(_sample_turns(pad))
-        conversations += [messages[:count] for count in _MESSAGE_COUNTS]
+        conversations += [_system_messages(system) + messages[:count] for count in _MESSAGE_COUNTS]
     return conversations
 
 
@@ -225,6 +235,11 @@ def _sample_turns(pad: str) -> list[tuple[str, str]]:
     """Return three (question, answer) turns with `pad` around every message."""
     # Letters of both cases: a template that changes the case is not supported.
     return [(f"{pad}aB问{n}{pad}", f"{pad}aB答{n}{pad}") for n in range(3)]
+
+
+def _system_messages(system: str) -> list[tuple[str, str]]:
+    """Return a system text as a list of one message, or of none if it is empty."""
+    return [("system", system)] if system else []
 
 
 def _to_messages(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

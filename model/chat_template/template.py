@@ -5,8 +5,9 @@ The project's own template:
     <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
 
 The reference is a text that the questions are about. Without one, a conversation begins
-`<bos>人类：`. The text up to and including `助手：` is the prompt of an answer. The loss is on the
-answers and their `<eos>` only.
+`<bos>人类：`. A system text, an instruction to the assistant, stands in front of the first
+question: `人类：{system}\\n{question}`. The text up to and including `助手：` is the prompt of an
+answer. The loss is on the answers and their `<eos>` only.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ from model.chat_template.encoding import EncodedConversation, encode_conversatio
 from model.tokenizer.base import SPECIAL_TOKEN_MARK, Tokenizer
 
 TEMPLATE_FILE = "template.json"
+# Text around a system text in the first question, and around a passage in imported templates
+# without a system turn.
+SYSTEM_SUFFIX = "\n"
+DEFAULT_REFERENCE_PREFIX = "资料："
+DEFAULT_REFERENCE_SUFFIX = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Template:
         return self.reference + self.sanitize(reference) + self.separator + self.human
 
     @property
+    def has_system_turn(self) -> bool:
+        """Whether a system text has a turn of its own, instead of a place in the first question."""
+        return False
+
+    @property
     def assistant_prefix(self) -> str:
         """Return the text between a question and its answer."""
         return self.separator + self.assistant
@@ -52,23 +63,29 @@ class Template:
         turns: Sequence[tuple[str, str]],
         question: str,
         reference: str = "",
+        system: str = "",
     ) -> list[int]:
         """Return the ids of the prompt: earlier (question, answer) `turns`, and a new question.
 
-        `reference` is a text that the questions are about, or empty.
+        `reference` is a text that the questions are about, `system` an instruction to the
+        assistant; either may be empty.
         """
         # The last segment, the empty answer to `question`, is what the model will generate.
-        segments = self.segments([*turns, (question, "")], reference)
+        segments = self.segments([*turns, (question, "")], reference, system)
         return self.encode_batch(tokenizer, [segments[:-1]])[0].ids
 
     def encode(
-        self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
+        self,
+        tokenizer: Tokenizer,
+        turns: Sequence[tuple[str, str]],
+        reference: str = "",
+        system: str = "",
     ) -> EncodedConversation:
         """Encode (question, answer) turns to ids, and locate each answer with its eos among them.
 
-        `reference` is the text that the questions are about; without one it is empty.
+        `reference` and `system` are as in `encode_prompt`.
         """
-        return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
+        return self.encode_batch(tokenizer, [self.segments(turns, reference, system)])[0]
 
     def encode_batch(
         self,
@@ -82,11 +99,15 @@ class Template:
         """
         return encode_conversations(tokenizer, conversations, self.bos_ids(tokenizer), num_threads)
 
-    def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
+    def segments(
+        self, turns: Sequence[tuple[str, str]], reference: str = "", system: str = ""
+    ) -> list[str]:
         """Return the segments of (question, answer) turns: prompts and answers in turn."""
         segments = []
         for index, (question, answer) in enumerate(turns):
             prefix = self.user_prefix(reference, is_first=index == 0)
+            if index == 0:
+                question = SYSTEM_SUFFIX.join(filter(None, (system, question)))
             segments.append(prefix + self.sanitize(question) + self.assistant_prefix)
             segments.append(self.render_answer(answer))
         return segments
@@ -116,11 +137,11 @@ class ImportedTemplate(Template):
     answer. The names of the fields are the keys of `template.json`.
     """
 
-    # Text before the first question, if there is no reference.
+    # Text before the first question, if there is neither a reference nor a system turn.
     bare: str = ""
-    # Text before the reference.
+    # Text before the system turn's text, or before a reference in a template without such a turn.
     reference: str = ""
-    # Text between the reference and the first question.
+    # Text between that and the first question.
     human: str = ""
     # Text between an answer's eos and the next question.
     separator: str = ""
@@ -132,8 +153,22 @@ class ImportedTemplate(Template):
     finish: str = ""
     # Whether a conversation begins with bos.
     begins: bool = True
-    # Whether white space around questions, answers and references is removed.
+    # Whether white space around questions, answers, references and system texts is removed.
     strips: bool = False
+
+    @property
+    def has_system_turn(self) -> bool:
+        """See `Template.has_system_turn`."""
+        return self.reference != self.bare + DEFAULT_REFERENCE_PREFIX
+
+    def segments(
+        self, turns: Sequence[tuple[str, str]], reference: str = "", system: str = ""
+    ) -> list[str]:
+        """See `Template.segments`. A system turn holds the system text, then the reference."""
+        if self.has_system_turn:
+            reference = DEFAULT_REFERENCE_SUFFIX.join(filter(None, (system, reference)))
+            system = ""
+        return super().segments(turns, reference, system)
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
         """See `Template.user_prefix`."""

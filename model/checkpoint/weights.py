@@ -74,6 +74,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
             f"{config.vocab_size}: they do not belong together"
         )
     model = load_model(folder, config, device, config_values)
+    set_unused_ids(model, tokenizer)
     for adapter in adapter_folders:
         adapters.merge_adapter(model, adapter)
         # An adapter may have been trained on shorter rows than its base.
@@ -106,6 +107,14 @@ def load_model(
         if not parameter.isfinite().all():
             raise UserError(f"{folder}: {name} holds values that are not finite: it is damaged")
     return model.eval()
+
+
+def set_unused_ids(model: Llama, tokenizer: Tokenizer) -> None:
+    """Set the ids of a model that stand for no token of its tokenizer."""
+    # An imported model may end its answers with an id that its tokenizer does not have.
+    stop_ids = model.config.stop_ids
+    ids = tokenizer.find_ids_without_token(model.config.vocab_size)
+    model.unused_ids = tuple(token_id for token_id in ids if token_id not in stop_ids)
 
 
 def _apply_trained_length(model: Llama, config_values: Any) -> None:

@@ -59,7 +59,7 @@ class CachedLlama:
 
     def __init__(self, model: Llama) -> None:
         self._body = model.model
-        self.head = LMHead(model.lm_head)
+        self.head = LMHead(model.lm_head, model.unused_ids)
 
     @torch.inference_mode()
     def prefill(
@@ -103,7 +103,7 @@ def inference_model(model: Llama) -> InferenceModel:
         # of that mode.
         version = None if parameter.is_inference() else parameter._version
         weight_versions.append((parameter.data_ptr(), version))
-    key = (weight_versions, [id(module) for module in model.modules()])
+    key = (weight_versions, [id(module) for module in model.modules()], model.unused_ids)
     if model.cached_inference_model is None or model.cached_inference_model[0] != key:
         model.cached_inference_model = (key, _build(model))
     return model.cached_inference_model[1]

@@ -9,10 +9,15 @@ two things make it faster than a plain linear layer:
   approximate logits with a bound on their error, which rules out all ids except a few; only their
   logits are computed in fp32. The result is the argmax of the full matmul.
 
+Ids that stand for no token of the tokenizer, as in a padded vocabulary, are never the most likely
+ones: their logits are replaced by the lowest finite number. Without such ids this costs nothing.
+
 Shapes: R rows, D hidden size, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,9 +52,12 @@ class Int8ArgmaxFilter:
     the argmax. Usually fewer than ten ids remain.
     """
 
-    def __init__(self, head: nn.Linear | Int8Linear) -> None:
-        """Quantize a plain head to int8, or use the matrix of an int8 head; compute the bound."""
-        self._head = head
+    def __init__(self, head: nn.Linear | Int8Linear, unused_ids: Tensor | None = None) -> None:
+        """Quantize a plain head to int8, or use the matrix of an int8 head; compute the bound.
+
+        `unused_ids`, int64[n], are never the argmax.
+        """
+        self._head, self._unused_ids = head, unused_ids
         if isinstance(head, Int8Linear):
             self._int8_weight, self._scale = head.values, head.scale
         else:
@@ -81,6 +89,7 @@ class Int8ArgmaxFilter:
         Returns None if too many candidates pass the filter or the logits are not finite.
         """
         packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._int8_weight, self._scale)
+        _exclude(packed_logits, self._unused_ids)
         # One pass over all logits finds the maximum of each block; then few blocks are searched.
         blocks = packed_logits.float().unflatten(1, (-1, self._block_size))
         block_maxima = blocks.amax(2)
@@ -130,8 +139,14 @@ class Int8ArgmaxFilter:
 class LMHead:
     """The LM head of a model, for decoding. Copies of its matrix are made on first use."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, unused_ids: Sequence[int] = ()) -> None:
+        """`unused_ids` are ids of the vocabulary that stand for no token."""
         self._linear = linear
+        self._unused_ids: Tensor | None = None
+        if unused_ids:
+            # An int8 head has buffers only.
+            device = next(chain(linear.parameters(), linear.buffers())).device
+            self._unused_ids = torch.tensor(unused_ids, device=device)
         self._transposed_weight: Tensor | None = None
         self._argmax_filter: Int8ArgmaxFilter | None = None
 
@@ -142,11 +157,11 @@ class LMHead:
         is_cpu_fp32 = hidden.device.type == "cpu" and hidden.dtype == torch.float32
         # LoRA and int8 heads, GPUs and narrower dtypes run the layer itself.
         if not is_cpu_fp32 or not is_plain_linear(linear):
-            return linear(hidden).float()
+            return _exclude(linear(hidden).float(), self._unused_ids)
         # With a transposed copy, a matmul of few rows reads memory in order.
         if self._transposed_weight is None:
             self._transposed_weight = linear.weight.detach().t().contiguous()
-        return hidden @ self._transposed_weight
+        return _exclude(hidden @ self._transposed_weight, self._unused_ids)
 
     @torch.no_grad()
     def argmax(self, hidden: Tensor) -> Tensor:
@@ -156,8 +171,16 @@ class LMHead:
         # The error bound holds for fp32 hidden states.
         if is_filterable and hidden.dtype == torch.float32 and can_use_int8_kernel(hidden):
             if self._argmax_filter is None:
-                self._argmax_filter = Int8ArgmaxFilter(linear)
+                self._argmax_filter = Int8ArgmaxFilter(linear, self._unused_ids)
             ids = self._argmax_filter.argmax(hidden)
             if ids is not None:
                 return ids
         return self.logits(hidden).argmax(-1)
+
+
+def _exclude(logits: Tensor, unused_ids: Tensor | None) -> Tensor:
+    """Replace the logits[R, V] of `unused_ids`, int64[n], in place; return the logits."""
+    if unused_ids is None:
+        return logits
+    # Not -inf, because callers take a logit that is not finite for an overflow.
+    return logits.index_fill_(1, unused_ids, torch.finfo(logits.dtype).min)

@@ -11,7 +11,7 @@ from common.files import atomic_folder, read_json, read_limited, write_checksumm
 from common.machine import collect_environment
 from model.chat_template.from_jinja import UnsupportedTemplateError, infer_template
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
-from model.chat_template.to_jinja import build_jinja_template
+from model.chat_template.to_jinja import PRETRAINED_COMMENT, build_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.interop.hf_export import is_export
@@ -56,6 +56,7 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
     model = weights.load_model(
         folder, config, torch.device("cpu"), config_values, ignore_suffix=_IGNORED_BUFFER
     )
+    weights.set_unused_ids(model, tokenizer)
     _write_run(folder, run, model, tokenizer, template)
     return model, tokenizer, template_note
 
@@ -116,9 +117,11 @@ def _collect_stop_ids(
     stop_ids = [tokenizer.eos_id, tokenizer.eod_id]
     stop_ids += _parse_eos_ids(config_values, folder / locate.CONFIG_FILE)
     stop_ids += _parse_eos_ids(generation_config, folder / GENERATION_CONFIG)
-    # Some files name ids beyond the tokenizer's vocabulary. They have no token that an export
-    # could name, and training never produces them.
-    usable_ids = [token_id for token_id in stop_ids if token_id < tokenizer.vocab_size]
+    # Some files name ids that the model does not have. Others name ids that only the tokenizer does
+    # not have: at these the original model stops, too. `from_hf` reports a size that is no number.
+    vocab_size = config_values.get("vocab_size")
+    limit = max(tokenizer.vocab_size, vocab_size if type(vocab_size) is int else 0)
+    usable_ids = [token_id for token_id in stop_ids if token_id < limit]
     # Without duplicates, in the same order.
     return list(dict.fromkeys(usable_ids))
 
@@ -141,7 +144,8 @@ def _load_tokenizer(
 ) -> tuple[Tokenizer, Template | None, str]:
     """Return the tokenizer, the chat template to save in the run, and a phrase about the template.
 
-    The template is None if the run has to use the project's default template.
+    The template is None if the run has to use the project's default template, with which the model
+    was not trained.
     """
     has_template = (folder / TEMPLATE_FILE).is_file()
     has_imported_tokenizer = (folder / IMPORTED_TOKENIZER_FILE).is_file()
@@ -155,15 +159,18 @@ def _load_tokenizer(
     source = _read_chat_template(folder, imported)
     if not source:
         return imported, None, f"{_DEFAULT_TEMPLATE_NOTE}: it has no chat template"
-    # An export of this project that another program has saved again.
-    if source == build_jinja_template(Template()):
-        return imported, None, _DEFAULT_TEMPLATE_NOTE
     if not isinstance(source, str):
         return (
             imported,
             None,
             f"{_DEFAULT_TEMPLATE_NOTE}: it has several chat templates; keep one and import again",
         )
+    # An export of this project that another program has saved again, perhaps with other line ends:
+    # white space between the tags has no effect.
+    own_source = source.removeprefix(PRETRAINED_COMMENT.rstrip())
+    if own_source.split() == build_jinja_template(Template()).split():
+        template = Template() if own_source == source else None
+        return imported, template, _DEFAULT_TEMPLATE_NOTE
     try:
         template, answer_end_id = infer_template(source, imported)
     except UnsupportedTemplateError as error:

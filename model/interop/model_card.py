@@ -76,9 +76,9 @@ def _usage_section(is_conversational: bool, is_imported: bool) -> str:
             "trained on conversations: the chat template is for fine-tuning."
         )
     return (
-        "It was fine-tuned on the data below, and for nothing else. A reference text, which the "
-        "questions are about, is the message with the role `system`. `apply_chat_template` formats "
-        "messages as in training. An answer ends with `</s>` (id 2)."
+        "It was fine-tuned on the data below, and for nothing else. `apply_chat_template` formats "
+        "messages as in training. A reference text, which the questions are about, is its argument "
+        "`documents=[{'text': …}]`. An answer ends with `</s>` (id 2)."
     )
 
 

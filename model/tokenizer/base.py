@@ -90,11 +90,17 @@ class Tokenizer(abc.ABC):
         in `encode_batch`.
         """
 
+    def find_ids_without_token(self, vocab_size: int) -> list[int]:
+        """Return the ids below `vocab_size`, that of a model, that stand for no token.
+
+        Many published models have a vocabulary that is padded to a multiple of 64 or 128.
+        """
+        return list(range(self.vocab_size, vocab_size))
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the UTF-8 bytes of ids. The last character may be incomplete.
 
-        Special ids have no bytes. Nor have ids beyond the vocabulary, which a model can generate if
-        its embedding is padded, as those of many published models are.
+        Special ids have no bytes, and neither have ids without a token.
         """
         return b"".join([self._bytes_per_id[index] for index in ids if index < self.vocab_size])
 

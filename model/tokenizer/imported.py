@@ -147,6 +147,10 @@ class ImportedTokenizer(Tokenizer):
             return self._backend
         return build_backend(definition)
 
+    def find_ids_without_token(self, vocab_size: int) -> list[int]:
+        """See `Tokenizer.find_ids_without_token`. Padding may also precede added tokens."""
+        return sorted(set(range(vocab_size)) - set(self._vocab.values()))
+
     def _build_pieces(self) -> list[Piece]:
         """Return the vocabulary, with scores of 0; ids without a token are empty control pieces."""
         pieces = [Piece("", 0.0, CONTROL)] * self.vocab_size

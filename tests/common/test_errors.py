@@ -1,5 +1,7 @@
 """Tests of the start and exit of a command."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,11 +42,24 @@ def test_a_command_needs_no_standard_streams(root: Path, tmp_path: Path, closed:
     assert (tmp_path / "file").read_bytes() == b""
 
 
+def test_closed_pipe_is_no_success(root: Path) -> None:
+    """Prevents `(make pretrain && make sft) | tee log` from going on after tee has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "from common.errors import run_main; run_main(lambda: print('output'))"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "interrupted\n"),
     ],
 )
 def test_user_error_exits_with_2_without_traceback(

@@ -13,7 +13,7 @@ from data.stored_records import RecordWriter, StoredRecords, dump_record
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
-TURNS = (Turn("一\n二", "答"), Turn('引"号\\', "<s> \0\u2028末"))
+TURNS = (Turn("一\n二", "答"), Turn('引"号\\', "<s> \0\u2028末", has_loss=False))
 RECORDS = [Conversation(TURNS[:count], "资料" * number) for number, count in enumerate((1, 2, 1))]
 
 
@@ -32,7 +32,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert [stored.record(index) for index in range(len(stored))] == RECORDS
     paths = sorted(tmp_path.glob("*.records.jsonl"))
     lines = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in paths]
-    first = {"turns": [{"question": "一\n二", "answer": "答"}], "reference": ""}
+    first = {"turns": [{"question": "一\n二", "answer": "答"}]}
     assert len(lines) == 3 and json.loads("".join(lines[0])) == first
 
 

@@ -8,6 +8,7 @@ from evaluate.kinds.base import MAX_ROW_TOKENS
 from evaluate.metrics.baselines import BASELINES
 from evaluate.metrics.language_model import WINDOW_TOKENS
 from evaluate.metrics.repetition import MIN_LOOP_CHARACTERS, MIN_LOOP_REPEATS
+from evaluate.metrics.rouge_table import CASE_LABELS
 from evaluate.options import PerplexityOptions, RougeOptions
 
 
@@ -20,8 +21,9 @@ def literal_values(annotation: Any) -> set[str]:
 
 
 def test_choices_are_those_of_the_measurements() -> None:
-    """Prevents a baseline or a split that the command line does not know."""
+    """Prevents a baseline, a letter case or a split that the command line does not know."""
     assert literal_values(RougeOptions.model_fields["baseline"].annotation) == set(BASELINES)
+    assert literal_values(RougeOptions.model_fields["case"].annotation) == set(CASE_LABELS)
     assert literal_values(PerplexityOptions.model_fields["split"].annotation) == set(SPLITS)
 
 

@@ -123,6 +123,15 @@ def test_control_passage_is_never_the_right_one(root: Path) -> None:
         pair_with_control_passages([Conversation(turns, "甲")] * 3, "x")
 
 
+def test_untrained_answers_are_not_asked_for() -> None:
+    """Prevents an answer that its record marks as wrong from passing for the true one."""
+    turns = (Turn("问", "错", has_loss=False), Turn("再问", "对"))
+    questions = extract_questions(Conversation(turns))
+    assert [(question.question, question.history) for question in questions] == [
+        ("再问", (("问", "错"),))
+    ]
+
+
 def test_answer_position_in_passage() -> None:
     """Prevents wrong bounds of the thirds, and a place for an answer in other words."""
     passage = "一二三四五六七八九"

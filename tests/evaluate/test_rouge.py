@@ -10,6 +10,7 @@ import torch
 
 from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
+from data.sources.base import LetterCase
 from evaluate import rouge
 from evaluate.kinds.summaries import summarize_articles
 from evaluate.metrics.rouge import compute_rouge
@@ -73,7 +74,7 @@ def test_checkpoint_is_scored_on_full_answers(
     assert [(row["reference"], row["input"]) for row in rows] == truth
     assert [row["prediction"] for row in rows] == [*(title for title, _ in truth[:3]), "方法"]
     figures = json.loads(out.read_text(encoding="utf-8"))
-    last = compute_rouge("方法", truth[3][0])
+    last = compute_rouge("方法", truth[3][0], case="lower")
     for kind, score in figures["scores"]["characters"].items():
         expected = last[kind.removeprefix("rouge-")]
         assert score["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
@@ -214,9 +215,80 @@ def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, n
     score = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
     if name == "first20":
         assert score == pytest.approx(
-            sum(compute_rouge(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60
+            sum(
+                compute_rouge(text[:20], title, case="lower")["1"].f
+                for title, text in studies(root, 60)
+            )
+            / 60
         )
     assert 0.05 < score < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "options", "case", "label"),
+    [
+        ("csl", [], "lower", "lower-cased"),
+        ("lcsts", [], "kept", "case kept"),
+        ("csl", ["--case", "kept"], "kept", "case kept"),
+        ("lcsts", ["--case", "lower"], "lower", "lower-cased"),
+    ],
+)
+def test_case_is_that_of_published_scores_of_the_source(
+    run_command: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    options: list[str],
+    case: LetterCase,
+    label: str,
+) -> None:
+    """Prevents one letter case for all sources, and one that the result does not name."""
+    article, title = "iphone六在香港遭遇爆炒,一天之内就售罄。", "iPhone六香港遭遇爆炒"
+    field = {"csl": "content", "lcsts": "text"}[source]
+    file, out, lines = (tmp_path / name for name in ("a.jsonl", "out.json", "lines.jsonl"))
+    file.write_text(json.dumps({field: article, "summary": title}), encoding="utf-8")
+    written = ["--json", out, "--predictions", lines]
+    run_command(
+        rouge, "--baseline", "first20", "--source", source, "--input", file, *written, *options
+    )
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["case"] == case and label in figures["method"]
+    assert figures["scores"]["characters"]["rouge-1"]["f"]["mean"] == pytest.approx(
+        compute_rouge(article[:20], title, case=case)["1"].f
+    )
+    assert f": 1 examples, {label}, no model" in capsys.readouterr().out
+
+    # A file of predictions scores as the run that wrote it, unless another case is asked for.
+    again = tmp_path / "again.json"
+    run_command(rouge, "--score", lines, "--json", again)
+    assert json.loads(again.read_text(encoding="utf-8"))["scores"] == figures["scores"]
+    assert "does not name one letter case" not in capsys.readouterr().out
+    run_command(rouge, "--score", lines, "--json", again, "--case", "kept")
+    assert json.loads(again.read_text(encoding="utf-8"))["case"] == "kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cases", [(None, None), ("kept", "lower"), ("kept", None), (["kept"],) * 2]
+)
+def test_file_without_one_case_is_scored_in_lower_case_and_says_so(
+    run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], cases: tuple[object, ...]
+) -> None:
+    """Prevents a guessed letter case that no line names."""
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.json"
+    row = {"prediction": "iphone", "reference": "iPhone"}
+    rows = [row if case is None else {**row, "case": case} for case in cases]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    run_command(rouge, "--score", file, "--json", out)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["case"] == "lower"
+    assert figures["scores"]["characters"]["rouge-1"]["f"]["mean"] == pytest.approx(1)
+    assert "p.jsonl does not name one letter case: lower-cased" in capsys.readouterr().out
+    run_command(rouge, "--score", file, "--json", out, "--case", "kept")
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["scores"]["characters"]["rouge-1"]["f"]["mean"] == pytest.approx(5 / 6)
+    assert "does not name one letter case" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -240,6 +312,8 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
         ('{"prediction": "甲"}', "line 3: has no string 'reference'"),
         ('{"prediction": null, "reference": "乙"}', "line 3: has no string 'prediction'"),
         ('["甲", "乙"]', "line 3: has no string 'prediction'"),
+        # 甲乙 in GBK, as surrogateescape carries it.
+        ('{"prediction": "\udcbc\udcd7\udcd2\udcd2"}', "line 3: not UTF-8 but GBK: .* iconv"),
     ],
 )
 def test_bad_line_error_names_the_line(
@@ -247,7 +321,8 @@ def test_bad_line_error_names_the_line(
 ) -> None:
     """Prevents lines that are silently left out of the score."""
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
+    text = '{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=f"p.jsonl {message}"):
         run_command(rouge, "--score", file)
 
@@ -281,6 +356,6 @@ def test_rouge_command_end_to_end(tmp_path: Path) -> None:
     done = processes.run_command("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
     assert (
         done.returncode == 2
-        and "line 1: not valid JSON" in done.stderr
+        and "line 1: not UTF-8" in done.stderr
         and "Traceback" not in done.stderr
     ), done.stderr

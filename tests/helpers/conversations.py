@@ -21,9 +21,9 @@ SOURCE_FILES = {
 }
 
 
-def to_chat_messages(reference: str, turns: Turns) -> list[dict[str, str]]:
-    """Return a reference, which may be empty, and turns as the messages of transformers."""
-    messages = [{"role": "system", "content": reference}] if reference else []
+def to_chat_messages(system: str, turns: Turns) -> list[dict[str, str]]:
+    """Return a system text, which may be empty, and turns as the messages of transformers."""
+    messages = [{"role": "system", "content": system}] if system else []
     for question, answer in turns:
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})

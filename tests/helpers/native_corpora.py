@@ -98,6 +98,14 @@ ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
             {"from": "gpt", "value": unique_sentence(n + 100)},
         ]
     },
+    "firefly": lambda n: {
+        "conversation": [{"human": unique_sentence(n), "assistant": unique_sentence(n + 100)}]
+    },
+    "ms-swift": lambda n: {
+        "response": unique_sentence(n),
+        "query": unique_sentence(n + 100),
+        "history": [["问", "答"]],
+    },
     "openai": lambda n: {
         "messages": [
             {"role": "user", "content": unique_sentence(n)},
@@ -236,6 +244,17 @@ JSON_KEYS = sorted(
         "history",
         "abst",
         "tool_calls",
+        "human",
+        "assistant",
+        "content",
+        "label",
+        "rejected",
+        "weight",
+        "loss_mask",
+        "train_detail",
+        "begin_offset",
+        "end_offset",
+        "train",
         "type",
     }
 )

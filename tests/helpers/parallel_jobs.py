@@ -21,6 +21,7 @@ from common.errors import UserError, run_main
 from common.run_layout import list_steps, step_folder
 from train import distributed, pretrain_run, sft_run
 from train.cli import parse_train_options
+from train.optimizer import Muon
 from train.options import PretrainOptions, SftOptions
 from train.trainer import Trainer
 
@@ -71,7 +72,7 @@ def truncate_run(source: str, target: str, step: int) -> None:
 
 
 def check_sharded_muon() -> None:
-    """Check that ShardedMuon updates as torch's Muon does, bit for bit, and shards its state.
+    """Check that Muon updates shards as torch's Muon does, bit for bit, and shards its state.
 
     The matrices are tall, wide, and of a size that the ranks cannot divide evenly.
     """
@@ -81,11 +82,13 @@ def check_sharded_muon() -> None:
     mesh = init_device_mesh("cpu", (distributed.world_size(),))
     generator = torch.Generator().manual_seed(0)
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    # torch's Muon has no other dtype.
+    mock.patch("train.optimizer.choose_dtype", return_value=torch.bfloat16).start()
     for shape in ((6, 4), (4, 7), (5, 5)):
         full = nn.Parameter(torch.randn(shape, generator=generator))
         sharded = nn.Parameter(distribute_tensor(full.detach().clone(), mesh, [Shard(0)]))
         full_optimizer = torch.optim.Muon([full], **options)
-        sharded_optimizer = distributed.ShardedMuon([sharded], **options)
+        sharded_optimizer = Muon([{"params": [sharded], **options}])
         for _ in range(3):
             full.grad = torch.randn(shape, generator=generator)
             sharded.grad = distribute_tensor(full.grad.clone(), mesh, [Shard(0)])

@@ -49,12 +49,16 @@ class ServerHandle:
         return requests.post(f"{self.url}v1/chat/completions", json=body, timeout=60, **options)
 
     def request_body(self, *texts: str, reference: str = "", **options: Any) -> dict[str, Any]:
-        """Return a request with a reference and alternating user and assistant messages."""
-        messages = [{"role": "system", "content": reference}] if reference else []
-        messages += [
+        """Return a request with alternating user and assistant messages, for OpenAI's client.
+
+        A reference is in `extra_body`, whose contents that client puts into the body.
+        """
+        messages = [
             {"role": ("user", "assistant")[index % 2], "content": text}
             for index, text in enumerate(texts)
         ]
+        if reference:
+            options["extra_body"] = {"documents": [{"text": reference}]}
         return {"model": self.model_name, "messages": messages, **options}
 
 

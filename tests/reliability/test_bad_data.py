@@ -46,7 +46,10 @@ def prepared(
     out = tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
     report = prepare_groups(
-        groups, out, root / "assets/tokenizer", PrepareOptions(workers=1, quarantine_share=1)
+        groups,
+        out,
+        root / "assets/tokenizer",
+        PrepareOptions(workers=1, quarantine_share=1, validation=0),
     )
     bad = [
         json.loads(line)

@@ -106,7 +106,7 @@ def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) 
         ("sharegpt", {"conversations": [{"from": "human", "value": "问"}]}),
         (
             "sharegpt",
-            {"conversations": [{"from": "human", "value": "问"}, {"from": "tool", "value": "答"}]},
+            {"conversations": [{"from": "human", "value": "问"}, {"from": "bing", "value": "答"}]},
         ),
         ("sharegpt", {"conversations": [{"from": ["human"], "value": "问"}]}),
         ("openai", {"messages": [{"role": "user", "content": "问"}]}),
@@ -114,7 +114,7 @@ def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) 
             "openai",
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image"}]},
+                    {"role": "user", "content": [{"type": "odd"}]},
                     {"role": "assistant", "content": "答"},
                 ]
             },

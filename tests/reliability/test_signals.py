@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM: the last finished step is saved; a second signal ends the process at once."""
 
+import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -96,6 +99,26 @@ class LongStep:
         train.trainer._check_token_ids = check
 
 
+@dataclass
+class LongStepWithoutReader(LongStep):
+    """The fault: as `LongStep`, and the reader of the output has ended when it begins."""
+
+    def __call__(self) -> None:
+        """Inject the fault into this process."""
+        super().__call__()
+        import train.trainer
+
+        check_token_ids = train.trainer._check_token_ids
+
+        def check(*arguments: Any) -> None:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 1)
+            check_token_ids(*arguments)
+
+        train.trainer._check_token_ids = check
+
+
 def start(
     scenario: Scenario, run: Path, fault: Callable[[], None]
 ) -> AbstractContextManager[ChildProcess]:
@@ -132,7 +155,7 @@ def test_signal_during_long_step_saves_immediately(
         assert re.search(message, child.output)
         time.sleep(0.1)
         (tmp_path / "go").touch()
-        assert child.wait() == 0, child.output
+        assert child.wait() == 128 + signal.SIGTERM, child.output
     assert f"saved after step {step - 1} of 20; the same command resumes" in child.output
     assert child.output.count("SIGTERM") == 1
     assert list_steps(run) == saved_steps
@@ -146,11 +169,43 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
     with start(pretrain, run, EndlessEvaluation(started)) as child:
         child.wait_until(started.exists)
         child.send_signal(signal.SIGTERM)
-        assert child.wait() == 0, child.output
+        assert child.wait() == 128 + signal.SIGTERM, child.output
     assert "SIGTERM: leaving this evaluation" in child.output
     assert "saved after step 6 of 20; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
     assert_resumes_like(pretrain, run, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_although_the_reader_of_the_output_has_ended(
+    pretrain: Scenario, tmp_path: Path
+) -> None:
+    """Catch `make pretrain | tee log`: Ctrl-C ends tee first, and then the run without saving."""
+    run = tmp_path / "run"
+    with start(pretrain, run, LongStepWithoutReader(1, tmp_path)) as child:
+        child.wait_until((tmp_path / "started").exists)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        (tmp_path / "go").touch()
+        assert child.wait() == 128 + signal.SIGPIPE, child.output
+    assert list_steps(run) == [0] and "Traceback" not in child.output
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_script_does_not_go_on_after_an_interrupted_make(root: Path, tmp_path: Path) -> None:
+    """Catch `make pretrain && make sft` that fine-tunes an unfinished model."""
+    shutil.copy(root / "Makefile", tmp_path)
+    # Ends as a run that SIGTERM stops does.
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 143\n")
+    python.chmod(0o755)
+    for name in ("requirements.txt", "venv/.installed"):
+        (tmp_path / name).touch()
+    command = "make pretrain VENV=venv && touch went-on"
+    process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode and "Error 143" in process.stderr
+    assert not (tmp_path / "went-on").exists()
 
 
 @pytest.mark.slow

@@ -32,8 +32,8 @@ def run_and_stop(
 ) -> str:
     """Start torchrun with two processes and send a signal after some steps; return the output.
 
-    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm). In both cases
-    torchrun forwards the signal to its processes once more.
+    `target` is "group" (as from a terminal, and as systemd and Slurm do), and torchrun forwards the
+    signal to its processes once more; or it is "ranks", without torchrun.
     """
     num_records = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
@@ -56,7 +56,8 @@ def run_and_stop(
                 os.killpg(process.pid, number)
             else:
                 for pid in find_processes(run):
-                    os.kill(pid, number)
+                    if pid != process.pid:
+                        os.kill(pid, number)
             process.wait(60)
         finally:
             remaining = find_processes(run)
@@ -65,7 +66,7 @@ def run_and_stop(
                     os.kill(pid, signal.SIGKILL)
         output.seek(0)
         text = output.read()
-    assert remaining == [], text
+    assert remaining == [] and process.returncode, text
     return text
 
 
@@ -87,15 +88,21 @@ def read_command_line(file: Path) -> str:
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
-    """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on."""
+    """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on.
+
+    A script must not go on either: torchrun never exits with 0.
+    """
     run = tmp_path / "run"
     step_before = 0
-    for number, target in ((signal.SIGINT, "group"), (signal.SIGTERM, "all")):
+    stops = ((signal.SIGINT, "group"), (signal.SIGTERM, "ranks"))
+    for number, target in stops:
         output = run_and_stop(root, pretrain, run, number, target)
         announced = rf"^{number.name}: saving the last finished step"
         assert len(re.findall(announced, output, re.MULTILINE)) == 1, output
         saved = rf"^saved after step (\d+) of {NEVER}; the same command resumes from there$"
-        [step] = re.findall(saved, output, re.MULTILINE)
+        steps = re.findall(saved, output, re.MULTILINE)
+        assert len(steps) == 1, output
+        [step] = steps
         assert find_newest_step(run) == int(step) >= step_before + 5
         assert (f"continues after step {step_before})" in output) == (step_before > 0)
         assert not re.search("^error:|^interrupted", output, re.MULTILINE), output

@@ -1,9 +1,25 @@
-"""The optimizers: every weight is in exactly one of them."""
+"""The optimizers update as PyTorch's do, and every weight is in exactly one of them."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
 
 from model.config import LlamaConfig
 from model.llama import Llama
 from tests.helpers.training import TINY_SHAPE
-from train.optimizer import OptimizerOptions, build_optimizers
+from train.optimizer import (
+    AdamW,
+    Muon,
+    Optimizer,
+    OptimizerOptions,
+    build_optimizers,
+    choose_dtype,
+)
+
+SHAPES = ((6, 4), (4, 7), (5, 5))
 
 
 def test_muon_updates_hidden_matrices_and_adamw_the_rest() -> None:
@@ -22,3 +38,53 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest() -> None:
     assert sorted(updated["muon"] + updated["adamw"]) == sorted(names.values())
     assert len(updated["muon"]) == 14 and all("_proj" in name for name in updated["muon"])
     assert len(undecayed) == 5 and all("norm" in name for name in undecayed)
+
+
+def train_beside(ours: type[Optimizer], theirs: Any, **options: Any) -> list[list[nn.Parameter]]:
+    """Return the matrices that our and PyTorch's optimizer make of the same ones in five steps."""
+    generator = torch.Generator().manual_seed(0)
+    mine = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    other = [nn.Parameter(matrix.detach().clone()) for matrix in mine]
+    optimizer, reference = ours([{"params": mine, **options}]), theirs(other, **options)
+    for step in range(5):
+        for each in (optimizer, reference):
+            each.param_groups[0]["lr"] = options["lr"] / (1 + step)
+        for matrix, copy in zip(mine, other, strict=True):
+            matrix.grad = copy.grad = torch.randn(matrix.shape, generator=generator)
+        # One matrix has no gradient, as a part of a model that a batch does not use.
+        if step == 2:
+            mine[0].grad = other[0].grad = None
+        optimizer.step()
+        reference.step()
+    return [mine, other]
+
+
+def test_adamw_equals_that_of_pytorch() -> None:
+    """Catch another update than that of the paper, bit for bit."""
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.2}
+    fused = functools.partial(torch.optim.AdamW, fused=True)
+    for mine, other in zip(*train_beside(AdamW, fused, **options), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_equals_that_of_pytorch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catch another update than that of PyTorch: bit for bit in bf16, its only dtype."""
+    monkeypatch.setattr("train.optimizer.choose_dtype", lambda _: dtype)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}
+    for mine, other in zip(*train_beside(Muon, torch.optim.Muon, **options), strict=True):
+        if dtype == torch.bfloat16:
+            assert torch.equal(mine, other)
+        else:
+            assert not torch.equal(mine, other)
+            torch.testing.assert_close(mine, other, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_muon_iterates_in_the_dtype_that_is_fast(
+    has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch steps that take ten times as long on processors without products in bf16."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert choose_dtype(torch.device("cpu")) == dtype
+    assert choose_dtype(torch.device("cuda")) == torch.bfloat16

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from common.errors import UserError
 from common.options import (
@@ -37,6 +38,21 @@ def test_empty_config_gives_the_defaults_of_the_model(
     arguments = ["--config", str(tmp_path / "empty.yaml")]
     options = parse_options(schema, arguments, name="x", description="", has_config_file=True)
     assert options == schema()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions])
+def test_config_of_one_line_changes_one_value(schema: type[Options], tmp_path: Path) -> None:
+    """Prevent a group of which a YAML sets one value, and the others are not those of `--help`."""
+    config = tmp_path / "one.yaml"
+    groups = [value for value in default_values(schema).items() if isinstance(value[1], dict)]
+    assert len(groups) > 4
+    for group, defaults in groups:
+        [(key, value), *_] = defaults.items()
+        config.write_text(yaml.safe_dump({group: {key: value}}))
+        arguments = ["--config", str(config)]
+        options = parse_options(schema, arguments, name="x", description="", has_config_file=True)
+        assert options == schema(), group
 
 
 @pytest.mark.parametrize(

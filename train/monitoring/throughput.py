@@ -1,5 +1,6 @@
 """Measure training: tokens per second, model FLOPs utilization (MFU), memory, time left."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -23,15 +24,12 @@ class ThroughputMonitor:
     def __init__(
         self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
     ) -> None:
-        # MFU is relative to the matmul rate that this machine reaches, which is measured here.
-        flops_per_rank = matmul_flops(device, DTYPES[compute_plan.precision])
-        self._peak_flops = flops_per_rank * distributed.world_size()
-        if device.type == "cuda":
-            # The search for a micro-batch may have used more memory than training will.
-            torch.cuda.reset_peak_memory_stats(device)
         self._max_steps = max_steps
         self._model = model
         self._device = device
+        self._dtype = DTYPES[compute_plan.precision]
+        # MFU is relative to the matmul rate that this machine reaches.
+        self._peak_flops = self._measure_flops()
         # Sums over the steps since the last `pop_metrics`.
         self._steps = 0
         self._tokens = 0
@@ -47,6 +45,15 @@ class ThroughputMonitor:
         self._previous_stop_gap = 0.0
         self._current_stop_gap = 0.0
         self._save_seconds = 0.0
+
+    def _measure_flops(self) -> float:
+        """Measure the matmul rate of this machine; return that of all ranks in FLOP/s."""
+        flops_per_rank = matmul_flops(self._device, self._dtype)
+        if self._device.type == "cuda":
+            # The measurement, and the search for a micro-batch before it, may use more memory than
+            # training does.
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return flops_per_rank * distributed.world_size()
 
     def record_step(
         self, tokens: int, num_targets: int, num_attention_pairs: int, **metrics: float
@@ -107,7 +114,8 @@ class ThroughputMonitor:
 
         These are the further metrics of the last step, `tokens_per_second` (without padding), `mfu`
         (model FLOPs utilization: fraction of the measured matmul rate of all ranks) and
-        `memory_bytes` (peak).
+        `memory_bytes` (peak). If the steps were faster than that rate, it is measured again, and
+        the highest of all measurements counts.
         """
         self._seconds_per_step = self._seconds / self._steps
         body_flops, head_flops = training_flops_per_token(
@@ -120,6 +128,13 @@ class ThroughputMonitor:
             memory = torch.cuda.max_memory_allocated(self._device)
         else:
             memory = peak_memory_bytes()
+        if flops_per_second > self._peak_flops:
+            # The machine was busy with other work when its rate was measured.
+            # A GPU may have no memory left for the matrices; the rate then stays as it is.
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                self._peak_flops = max(self._peak_flops, self._measure_flops())
+            # The time of the measurement is not a time of training.
+            self.resume()
         metrics = {
             **self._last_metrics,
             "tokens_per_second": self._tokens / self._seconds,

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ from train.run.resume_check import find_differences
 
 # The advice of an error about a directory that cannot hold the run that the options describe.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
+# The beginnings of differences in the length of a run, see `find_differences`.
+_LENGTH_FINGERPRINTS = ("max_steps: ", "epochs: ")
 
 
 class RunDir:
@@ -130,11 +133,21 @@ class RunDir:
                 "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
                 f"values again; they are in {self.folder / CONFIG_FILE}"
             )
+            # The learning rate of every step depends on the length of the run, and the model of a
+            # run that starts from another one is that one's.
+            has_other_length = any(line.startswith(_LENGTH_FINGERPRINTS) for line in differences)
+            if has_other_length and not any(line.startswith("model") for line in differences):
+                remedy = (
+                    "the length of a run is fixed from its start; to train its model longer, start "
+                    f"another run from it: {shlex.quote(f'BASE={self.folder}')} RUN=runs/NAME "
+                    f"(--base {shlex.quote(str(self.folder))} --run runs/NAME); to resume this "
+                    f"one, give the old values again; they are in {self.folder / CONFIG_FILE}"
+                )
             if any(difference.startswith("data: ") for difference in differences):
                 remedy += (
                     "; or, if only the version of this program has changed, which prepares the "
-                    f"data in another form now, train the weights on: BASE={self.folder} (--base) "
-                    "with another RUN"
+                    "data in another form now, train the weights on: "
+                    f"{shlex.quote(f'BASE={self.folder}')} (--base) with another RUN"
                 )
             lines = [
                 f"{self.folder} was started with other values (old -> new):",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora.resolver import resolve_shard_set
+from data.prepare.pipeline import format_left_out
 from data.shards import ShardSet
 from train import distributed
 from train.options import parse_mixture
@@ -40,7 +41,12 @@ def open_mixture(data: str, open_set: Callable[[int, str], ShardSet]) -> tuple[M
 
 def open_named_set(name: str, tokenizer: Path | None) -> ShardSet:
     """Open one set of --data; prepare it with `tokenizer` if it is not prepared yet."""
+    folder = resolve_shard_set(name, tokenizer)
     # Only one process verifies the checksums, because that reads the whole set.
-    return ShardSet.open(
-        resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
-    )
+    shards = ShardSet.open(folder, checksums=distributed.is_main_process())
+    if distributed.is_main_process():
+        # Sets that were not written by `data.prepare` have no report.
+        report = shards.manifest.get("report")
+        for line in format_left_out(report, folder) if report else []:
+            print(line, flush=True)
+    return shards

@@ -5,6 +5,7 @@ they get to `run_training`.
 """
 
 import contextlib
+import shlex
 from pathlib import Path
 
 import torch
@@ -70,6 +71,8 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
         model, _ = weights.load_checkpoint(weights_folder, spec.device)
     else:
         model = _build_adapter_model(spec, checkpoint)
+    # A tokenizer may also have gaps between its ids.
+    weights.set_unused_ids(model, spec.tokenizer)
     # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
     return model.train()
@@ -90,11 +93,12 @@ def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     return model
 
 
-def run_training(trainer: Trainer, hint: str) -> None:
-    """Train, and print how the run ended.
+def run_training(trainer: Trainer, hint: str) -> int:
+    """Train, print how the run ended, and return the exit code of the command.
 
-    `hint` tells the user what to do with a complete run. Raises UserError with advice if the memory
-    of the GPU, or the disk, is full.
+    It is 0 if the run is complete, and above 128 if a signal stopped it, so that a script does not
+    go on with an unfinished model. `hint` tells the user what to do with a complete run. Raises
+    UserError with advice if the memory of the GPU, or the disk, is full.
     """
     folder = trainer.run.folder
     try:
@@ -127,12 +131,13 @@ def run_training(trainer: Trainer, hint: str) -> None:
         print(
             f"saved after step {step} of {trainer.max_steps}; the same command resumes from there"
         )
-        return
+        return trainer.stop_exit_code
     early_stop = " (stopped early: no better score for a while)" if step < trainer.max_steps else ""
     print(
         f"complete: {folder}, {step} steps{early_stop}{_describe_best(trainer)}; peak memory of "
         f"the process {peak_memory_bytes() / 1e9:.2f} GB. {hint}"
     )
+    return 0
 
 
 def _describe_best(trainer: Trainer) -> str:
@@ -143,5 +148,5 @@ def _describe_best(trainer: Trainer) -> str:
     # Only a run that stopped early resolves to its best checkpoint, all others to their last.
     if trainer.is_out_of_patience():
         return f", best checkpoint: step {best_step} (which chat, evaluation and export now use)"
-    link = f"{trainer.run.folder}/checkpoints/best"
-    return f", best checkpoint: step {best_step} (make chat RUN={link})"
+    run_argument = shlex.quote(f"RUN={trainer.run.folder}/checkpoints/best")
+    return f", best checkpoint: step {best_step} (make chat {run_argument})"

@@ -91,7 +91,7 @@ class FastModel:
             and self._dtype == torch.float32
             and all(layer.can_prepare for layer in self._layers)
         )
-        self.head = LMHead(model.lm_head)
+        self.head = LMHead(model.lm_head, model.unused_ids)
 
     @torch.inference_mode()
     def prefill(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import write_atomic
-from model.chat_template.template import ImportedTemplate, Template
+from model.chat_template.template import SYSTEM_SUFFIX, ImportedTemplate, Template
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.tokenizer.base import SPECIAL_TOKEN_MARK
 
@@ -81,24 +81,25 @@ def build_go_template(
 ) -> str:
     """Return the chat template as a Go template over Ollama's messages.
 
-    The system message is the reference. The template has no bos, which llama.cpp adds. If the last
-    message is an answer, it has no eos, so that the model continues it.
+    A reference has no place in it: Ollama knows only messages. The template has no bos, which
+    llama.cpp adds. If the last message is an answer, it has no eos, so that the model continues it.
     """
 
     def literal(text: str) -> str:
         """Return an action that prints a text of the template."""
         return _go_string(rename_special_tokens(text.replace(SPECIAL_TOKEN_MARK, "")))
 
-    # Render a placeholder, and split there: this gives the texts around a reference or an answer.
-    reference_prefix, _, reference_suffix = template.user_prefix(_PLACEHOLDER).partition(
-        _PLACEHOLDER
-    )
+    # Render a placeholder, and split there: this gives the texts around a system text or an answer.
+    if template.has_system_turn:
+        system_prefix, _, system_suffix = template.user_prefix(_PLACEHOLDER).partition(_PLACEHOLDER)
+    else:
+        system_prefix, system_suffix = template.user_prefix(), SYSTEM_SUFFIX
     answer_prefix, _, answer_suffix = template.render_answer(_PLACEHOLDER).partition(_PLACEHOLDER)
     parts = [
         "{{ if .System }}",
-        literal(reference_prefix),
+        literal(system_prefix),
         "{{ .System }}",
-        literal(reference_suffix),
+        literal(system_suffix),
         "{{ else }}",
         literal(template.user_prefix()),
         "{{ end }}{{ range $index, $message := .Messages }}",

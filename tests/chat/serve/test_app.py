@@ -50,7 +50,7 @@ def wait_until_idle(server: ServerHandle) -> None:
 
 @pytest.mark.slow
 def test_openai_client_gets_an_answer(talking: ServerHandle) -> None:
-    """Prevents a response that OpenAI's client cannot read, and a system message without effect."""
+    """Prevents a response that OpenAI's client cannot read, and a document without effect."""
     loaded_model = talking.loaded_model
     for reference, answer in (
         (BAI_REFERENCE, "白云飞"),
@@ -72,6 +72,24 @@ def test_openai_client_gets_an_answer(talking: ServerHandle) -> None:
         assert usage is not None
         assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), num_answer_tokens)
         assert usage.total_tokens == len(prompt) + num_answer_tokens
+
+
+def test_system_message_is_part_of_the_prompt(talking: ServerHandle) -> None:
+    """Prevents a system message that is left out, or taken for a reference."""
+    loaded_model = talking.loaded_model
+    messages: Any = [
+        {"role": "system", "content": "你是一名厨师，说话要简短。"},
+        {"role": "user", "content": MAYOR_QUESTION},
+    ]
+    completion = talking.client.chat.completions.create(
+        model=talking.model_name, messages=messages, max_tokens=1
+    )
+    prompt = loaded_model.template.encode_prompt(
+        loaded_model.tokenizer, [], MAYOR_QUESTION, system="你是一名厨师，说话要简短。"
+    )
+    without_system = loaded_model.template.encode_prompt(loaded_model.tokenizer, [], MAYOR_QUESTION)
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == len(prompt) > len(without_system)
 
 
 @pytest.mark.slow
@@ -229,7 +247,7 @@ def test_oldest_turns_are_dropped(talking: ServerHandle) -> None:
     """Prevents a long conversation that is refused, or cut without a word."""
     turns = ["这句话很长很长。", "好的。"] * 60
     request = talking.request_body(*turns, MAYOR_QUESTION, reference=BAI_REFERENCE)
-    completion = talking.post(request).json()
+    completion = talking.client.chat.completions.create(**request).model_dump()
     assert completion["babyllama"]["dropped_turns"] > 30
     assert completion["usage"]["prompt_tokens"] <= talking.loaded_model.context_length
 
@@ -289,13 +307,26 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
             "unsupported_parameter",
         ),
         ({"messages": [{"role": "system", "content": "资料"}]}, 400, "messages", None),
-        ({"messages": [{"role": "assistant", "content": "答"}]}, 400, "messages[0]", None),
-        ({"messages": VALID_BODY["messages"] * 2}, 400, "messages[1]", None),
+        ({"messages": [{"role": "assistant", "content": "答"}]}, 400, "messages", None),
         (
-            {"messages": [*VALID_BODY["messages"], {"role": "system", "content": "资料"}]},
+            {
+                "messages": [
+                    *VALID_BODY["messages"],
+                    {"role": "system", "content": "简短。"},
+                    *VALID_BODY["messages"],
+                ]
+            },
             400,
-            "messages[1]",
+            "messages",
             None,
+        ),
+        ({"documents": [{"text": "一"}, {"text": "二"}]}, 400, "documents", "invalid_value"),
+        ({"documents": [{"text": " "}]}, 400, "documents[0].text", "invalid_value"),
+        (
+            {"documents": [{"text": "一", "title": "二"}]},
+            400,
+            "documents[0].title",
+            "unknown_parameter",
         ),
         ({"n": 2}, 400, "n", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),

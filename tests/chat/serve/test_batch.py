@@ -9,9 +9,12 @@ import torch
 from chat import load_model
 from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
 from chat.serve.sequence import ActiveSequence, Failure, Finish
+from chat.terminal.session import Session
 from model.decode.generate import generate
 from model.decode.inference_model import inference_model
+from model.decode.lm_head import LMHead
 from model.decode.sampling import Sampling
+from model.interop.hf_import import import_hf
 from tests.chat.serve.conftest import (
     GREEDY,
     SAMPLED,
@@ -20,6 +23,7 @@ from tests.chat.serve.conftest import (
     make_prompts,
     run_batch,
 )
+from tests.helpers import hf_checkpoints
 
 
 @pytest.mark.slow
@@ -97,6 +101,31 @@ def test_answer_stops_at_any_stop_id(
     run_batch(loaded_model, tracked)
     expected_text = loaded_model.tokenizer.decode(ids[:stop_position])
     assert tracked.result() == (expected_text, Finish("eos", stop_position))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["一座山", " 一座", "two words"])
+def test_same_ids_are_the_same_text_in_server_and_chat(
+    text: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a space before answers in one of them, where a tokenizer begins texts with one."""
+    backend = hf_checkpoints.legacy_llama2_tokenizer(root)
+    hf_checkpoints.save_hf_checkpoint(tmp_path / "hf", backend, ("<s>\ufdd0", "</s>\ufdd0"))
+    import_hf(tmp_path / "hf", tmp_path / "run")
+    loaded_model = load_model.load_chat_model(tmp_path / "run", torch.device("cpu"), "fp32")
+    tokenizer = loaded_model.tokenizer
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode_bytes(ids).decode() == " " + text
+    answers = iter([*ids, tokenizer.eos_id] * 3)
+    monkeypatch.setattr(LMHead, "argmax", lambda *_: torch.tensor([next(answers)]))
+    session = Session(loaded_model, GREEDY, max_new_tokens=40, seed=0)
+    prompt = session.build_prompt("问")
+    assert "".join(session.stream_answer(prompt)) == text
+    for stop_strings in ([], ["<never>"]):
+        tracked = TrackedRequest(prompt.ids, 40)
+        tracked.request.stop_strings = stop_strings
+        run_batch(loaded_model, tracked)
+        assert tracked.result() == (text, Finish("eos", len(ids)))
 
 
 def test_answer_stops_before_a_stop_string(loaded_model: load_model.LoadedModel) -> None:

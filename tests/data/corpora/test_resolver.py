@@ -2,7 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,18 @@ from common.errors import UserError
 from common.files import MANIFEST, read_json, write_checksummed_json, write_manifest
 from data import download as command
 from data.corpora import resolver, sample
+from data.corpora.manifests import PROJECT_ROOT
 from data.corpora.resolver import resolve_shard_set
+from data.prepare import __main__ as prepare
 from data.prepare.options import PrepareOptions
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from data.tokenizer.texts import resolve_source_files
+from evaluate.input_records import iter_usable_records
 from model.tokenizer import load_tokenizer
 from tests.helpers.prepare import encode_split
+
+# For commands that are run in another folder than the project's.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
 
 
 @pytest.fixture(autouse=True)
@@ -279,6 +289,43 @@ def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -
         resolve_shard_set("tokeniser")
     with pytest.raises(UserError, match="did you mean tokenizer"):
         command.main(["tokeniser"])
+
+
+@pytest.mark.slow
+def test_folder_cloned_from_a_hub_is_prepared_as_it_is(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a README from being read as text, and files left out without a word."""
+    Path("clone/data").mkdir(parents=True)
+    raw.rename("clone/data/train.jsonl")
+    Path("clone/README.md").write_text("# 数据集\n这是说明。")
+    Path("clone/dataset_infos.json").write_text("{}")
+    assert read_json(resolve_shard_set("clone") / MANIFEST)["report"]["records"] == 40
+    line = "left out beside the data: README.md, dataset_infos.json ("
+    assert line in capsys.readouterr().out
+    assert len(resolve_source_files(["clone"], None)) == 1
+    assert line in capsys.readouterr().out
+    assert len(list(iter_usable_records("jsonl", ["clone"]))) == 40
+    assert line in capsys.readouterr().out
+    tokenizer = ["--tokenizer", str(sample.SMALL_TOKENIZER), "--out", "out", "--workers", "1"]
+    arguments = ["data.prepare", "--source", "jsonl", "--input", "clone", *tokenizer]
+    monkeypatch.setattr(sys, "argv", arguments)
+    prepare.main()
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_remedy_for_bad_records_is_a_command_that_has_the_option(raw: Path) -> None:
+    """Prevents advice to give --quarantine_share to `make pretrain`, which does not have it."""
+    path = raw.rename("my raw.jsonl")
+    path.write_text(path.read_text("utf-8") + "{broken\n" * 10, "utf-8")
+    with pytest.raises(UserError, match=r"records cannot be read") as caught:
+        resolve_shard_set(str(path))
+    command = str(caught.value).partition("allow more with ")[2].partition(", and name DIR")[0]
+    arguments = shlex.split(command.replace("SHARE", "0.5"))
+    assert arguments[:3] == ["python", "-m", "data.prepare"] and "--out DIR" in command
+    subprocess.run([sys.executable, *arguments[1:], "--workers", "1"], check=True, env=ENVIRONMENT)
+    assert len(ShardSet.open(Path("DIR")).load_split("train")) > 0
 
 
 def test_mixed_source_files_are_refused(tmp_path: Path) -> None:

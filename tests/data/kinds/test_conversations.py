@@ -1,13 +1,16 @@
 """Conversations as training examples: a loss on whole answers, cut after the last one that fits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from data.kinds.conversations import KIND
-from data.records import Conversation
+from data.records import Conversation, Turn
 from data.stored_records import StoredRecords
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
+from tests.data.conftest import write_records
 
 
 @pytest.mark.slow
@@ -47,3 +50,22 @@ def test_long_conversation_is_truncated_after_an_answer(
         assert len(ids) in stops and not any(len(ids) < stop <= 65 for stop in stops)
     for index in np.flatnonzero(lengths == 0):
         assert conversations.spans(int(index))[0, 1] > 65
+
+
+@pytest.mark.parametrize("marks", [(False, True), (True, False), (False, True, False), (True,)])
+def test_untrained_answer_is_context_without_loss(
+    tmp_path: Path, tokenizer: Tokenizer, marks: tuple[bool, ...]
+) -> None:
+    """Prevents a loss on an answer that is not to be trained on, and later turns without it."""
+    turns = tuple(Turn(f"第{n}问", f"第{n}答", mark) for n, mark in enumerate(marks))
+    records = [Conversation(turns), Conversation((Turn("问", "答"),))]
+    stored = write_records(tmp_path / "set", KIND, records, tokenizer, 60_000)
+    examples = KIND.examples(stored, 4096, tokenizer, Template(), None)
+    ids, loss_mask = examples.example(0, 0)
+    trained = [turn.answer for turn in turns if turn.has_loss]
+    assert tokenizer.decode(ids[1:][loss_mask].tolist()) == "".join(trained)
+    # Turns after the last loss are not encoded.
+    num_turns = len(marks) - marks[::-1].index(True)
+    pairs = [(turn.question, turn.answer) for turn in turns[:num_turns]]
+    assert ids.tolist() == Template().encode(tokenizer, pairs).ids
+    assert stored.record(0) == records[0]

@@ -33,10 +33,17 @@ OPTIONS = CleanOptions()
         ("甲<br>乙<br/>丙", "甲\n乙\n丙"),
         ("<b>粗</b><span style='x'>细</span>", "粗细"),
         ("甲<!-- 注\n释 -->乙", "甲乙"),
+        ("甲<!-- <b> a-b -- c --->乙", "甲乙"),
+        ("<A HREF=x.htm>甲</A><td class='a' id=\"b>c\" >乙</td >", "甲乙"),
+        ('<a title="&quot;甲&quot;" href=x?y=1>乙</a>', "乙"),
+        ("<a title='甲<i>'href=\"x<y\">乙</a><td >丙</td><BR >丁", "乙丙\n丁"),
+        ("甲&lt;p class=&quot;a&quot;&gt;乙&lt;/p&gt;&#60;br/&#62;丙", "甲\n乙\n\n丙"),
         ("甲<!-- 没完", "甲<!-- 没完"),
         ("5 &lt; 6 &amp;&nbsp;7", "5 < 6 & 7"),
         ("甲\nhttp://a.b/c?d=1\n乙", "甲\n乙"),
-        ("甲&#x2581;乙&#0;丙&#xd800;", "甲乙\ufffd丙\ufffd"),
+        ("甲&#x2581;乙&#0;丙&#xd800;", "甲_乙\ufffd丙\ufffd"),
+        ("&#12288;&#12288;甲&emsp;乙&#10;丙&shy;&zwj;丁e&#769;", "　　甲 乙\n丙丁é"),
+        ("&frac12;&sup2; &CounterClockwiseContourIntegral;", "½² ∳"),
         ("\ud800甲\udfff", "甲"),
     ],
 )
@@ -56,6 +63,13 @@ def test_unwanted_characters_are_removed(text: str, expected: str) -> None:
         "用 `<br>` 和 `&nbsp;` 换行",
         "    <div>缩进的代码</div>\n\t<p>也是</p>",
         "List<String> x; a<T> b; <T>",
+        "若 x<a 且 y>b，则 A={x|x<a 或 x>b}",
+        "若 a <b 则成立。\n另起一行，又有 c> d 的情形。",
+        "sort <a >b; Map<A ,B>; List<u >; Map<A, List<B, C>>; List<Section>; vector<Table>",
+        "i <s && j>0; x<p||y>q; if (a <b) {c} else {d> e}; <a b>; <a b=1 c>; 若 s <u=3 且 y>b",
+        r"标签 \<p> 和 \<blockquote> 之间",
+        "注释以 `<!--` 开头，以 `-->` 结尾；``<b>`</b>``",
+        "f(&param;, &quote;)",
         "# 标题\n\n- 一\n  - 二\n\n| 甲 | 乙 |\n|----|----|\n| 1  | 2  |\n\n"
         "> 引用\n\n[链接](http://a.b)\n\n[1]: http://a.b",
         "👨\u200d👩\u200d👧 می\u200cخواهم",
@@ -147,8 +161,20 @@ def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
 @pytest.mark.parametrize(
     "piece",
     [
+        "<",
         "<!--",
+        "<!-- -",
         "<a ",
+        "<a b=",
+        "<a b='",
+        '<a b="c" d=\'',
+        "<a b='\" c=' d=\"",
+        " b=c",
+        "<br/",
+        "</a ",
+        "&lt;",
+        "``",
+        "`a``",
         "`",
         "（，",
         " ",
@@ -164,9 +190,9 @@ def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
 )
 def test_cleaning_is_linear_time(piece: str) -> None:
     """Prevents a regular expression that backtracks for minutes on a megabyte of one mark."""
-    start = time.perf_counter()
-    clean(piece * (1_000_000 // len(piece)) + "x", OPTIONS)
-    assert time.perf_counter() - start < 5
+    start = time.process_time()
+    clean("<a " + piece * (300_000 // len(piece)) + "x", OPTIONS)
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ import numpy as np
 import orjson
 import pytest
 
-from data.prepare.options import PrepareOptions
-from data.shards import ShardSet
+from data.prepare.dedup import text_digest
+from data.prepare.options import DedupOptions, PrepareOptions
+from data.prepare.pipeline import format_report, prepare_groups
+from data.prepare.source_args import SourceGroup
+from data.shards import SPLITS, ShardSet
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run
 from tests.helpers.prepare import prepare_source
@@ -65,6 +68,109 @@ def test_small_corpora_have_both_splits(
     splits = ShardSet.open(tmp_path / "out").manifest["splits"]
     assert splits["validation"]["sequences"] in num_validation
     assert splits["train"]["sequences"] == count - splits["validation"]["sequences"] >= 1
+
+
+def book(seed: int, lines: int) -> str:
+    """Return a text of lines of about 70 characters."""
+    return "\n".join(document(1000 * seed + index, 64) for index in range(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [[100], [100, 1], [1, 100, 2], [60, 80], [30, 50, 40, 60], [20] * 10, [300] + [1] * 40]
+)
+def test_long_documents_give_the_share_and_no_more(
+    tokenizer: Path, tmp_path: Path, sizes: list[int]
+) -> None:
+    """Prevents a book that is held out whole, next to nothing held out, and text in both splits."""
+    texts = [book(index, size) for index, size in enumerate(sizes)]
+    for name, part in (("corpus", texts), ("reversed", texts[::-1])):
+        path = write_corpus(tmp_path / f"{name}.jsonl", part)
+        report = prepare_source("jsonl", [str(path)], tmp_path / name, tokenizer, PrepareOptions())
+    train, validation = (read_split(tmp_path / "corpus", name) for name in SPLITS)
+    assert validation == read_split(tmp_path / "reversed", "validation")
+    # Each text is in one split, or its first lines are in one and the others in the other.
+    divided = {f"{start}\n{end}" for start in train for end in validation} & set(texts)
+    assert train ^ validation == train | validation and len(divided) == report["divided"]
+    assert len(divided | train | validation) == len(texts) + 2 * len(divided)
+    assert set(texts) - divided <= train | validation
+    splits = report["splits"]
+    assert 0.05 < splits["validation"]["tokens"] / report["tokens"] <= 0.1
+    assert sum(split["characters"] for split in splits.values()) == report["characters"]
+    printed = format_report(report, tmp_path / "reversed")
+    assert ("without their end" in printed) == bool(divided)
+    for name in SPLITS:
+        tokens = ShardSet.open(tmp_path / "corpus").load_text(name).num_tokens
+        assert f"  {name} {splits[name]['sequences']:,} documents, {tokens:,} tokens (" in printed
+
+
+@pytest.mark.parametrize("holds_out_title", [False, True])
+def test_text_that_cannot_be_divided_stays_in_train(
+    tokenizer: Path, tmp_path: Path, holds_out_title: bool
+) -> None:
+    """Prevents a title to train on while the only paragraph below it is held out."""
+    title, paragraph = document(1, 30), document(0, 900).replace("。", "")
+    texts = [title, paragraph] if holds_out_title else [f"{title}\n{paragraph}"]
+    path = write_corpus(tmp_path / "a.jsonl", texts)
+    prepare_source("jsonl", [str(path)], tmp_path / "out", tokenizer, PrepareOptions())
+    assert read_split(tmp_path / "out", "validation") == ({title} if holds_out_title else set())
+
+
+def test_copies_of_a_divided_document_are_divided_alike(tokenizer: Path, tmp_path: Path) -> None:
+    """Prevents held-out text that a copy, kept on purpose, has in train."""
+    path = write_corpus(tmp_path / "a.jsonl", [book(0, 20), book(1, 20), book(0, 20), book(1, 20)])
+    # The dev split of another corpus stays as it is.
+    dev = write_corpus(tmp_path / "dev.jsonl", [book(0, 20), book(1, 20)])
+    groups = [SourceGroup("jsonl", (str(path),)), SourceGroup("jsonl", (str(dev),), (str(dev),))]
+    options = PrepareOptions(dedup=DedupOptions(exact=False, near=False))
+    prepare_groups(groups, tmp_path / "out", tokenizer, options)
+    train, validation = (read_split(tmp_path / "out", name) for name in SPLITS)
+    books = {book(0, 20), book(1, 20)}
+    assert books <= train and books <= validation
+    ends = validation - books
+    assert ends and not any(end in text for text in train - books for end in ends)
+
+
+@pytest.mark.slow
+def test_short_documents_are_held_out_by_digest_alone(tokenizer: Path, tmp_path: Path) -> None:
+    """Prevents the splits of ordinary corpora from changing with the lengths of documents."""
+    texts = [document(seed, 30 + seed % 200) for seed in range(600)]
+    path = write_corpus(tmp_path / "a.jsonl", texts)
+    prepare_source("jsonl", [str(path)], tmp_path / "out", tokenizer, PrepareOptions())
+    expected = {text for text in texts if int(text_digest(text)[0]) < 0.1 * (1 << 64)}
+    assert 0 < len(expected) == len(expected & read_split(tmp_path / "out", "validation"))
+    assert set(texts) - expected == read_split(tmp_path / "out", "train")
+
+
+@pytest.mark.slow
+def test_long_document_that_is_not_selected_stays_whole(tokenizer: Path, tmp_path: Path) -> None:
+    """Prevents a document that is divided although the short ones are held out as usual."""
+    texts = [document(seed) for seed in range(200)]
+    selected = [text for text in texts if int(text_digest(text)[0]) < 0.1 * (1 << 64)]
+    long = next(
+        text for text in (book(seed, 40) for seed in range(99)) if text_digest(text)[0] >> 63
+    )
+    # Half of the share is selected.
+    texts = [*selected[:5], *[text for text in texts if text not in selected][:95], long]
+    path = write_corpus(tmp_path / "a.jsonl", texts)
+    report = prepare_source("jsonl", [str(path)], tmp_path / "out", tokenizer, PrepareOptions())
+    assert report["divided"] == 0 and long in read_split(tmp_path / "out", "train")
+    assert read_split(tmp_path / "out", "validation") == set(selected[:5])
+
+
+def test_long_conversations_are_held_out_whole(root: Path, tmp_path: Path) -> None:
+    """Prevents an answer without its question."""
+    records = [
+        {"messages": [{"role": role, "content": book(seed, 20)} for role in ("user", "assistant")]}
+        for seed in range(2)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    report = prepare_source(
+        "openai", [str(path)], tmp_path / "out", root / "assets/tokenizer", PrepareOptions()
+    )
+    assert [report["splits"][name]["sequences"] for name in SPLITS] == [1, 1]
+    assert report["divided"] == 0
 
 
 @pytest.mark.slow

@@ -133,12 +133,13 @@ def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> Non
         if isinstance(record, Conversation):
             texts = [
                 record.reference,
+                record.system,
                 *(text for turn in record.turns for text in (turn.question, turn.answer)),
             ]
             assert squeezed("\n".join(texts)) == texts_of(row)
-            assert all(text == text.strip() for text in texts) and all(
-                turn.answer for turn in record.turns
-            )
+            lines = [text.split("\n") for text in texts if text]
+            assert all(text[0].strip() and text[-1].strip() for text in lines)
+            assert all(turn.answer.strip() for turn in record.turns)
 
 
 @pytest.mark.slow
@@ -192,7 +193,7 @@ def test_real_csv_is_rejected_and_not_detected_as_source(shared: Path) -> None:
 )
 def test_redgpt_accepts_all_speaker_labels(dialogue: str) -> None:
     """Prevents turns of published files from being missed for the way they are written."""
-    assert parse("redgpt", {"reference": " 资料 \n", "dialogue": dialogue}) == Conversation(
+    assert parse("redgpt", {"reference": "\n资料\n", "dialogue": dialogue}) == Conversation(
         (Turn("问一", "答一"), Turn("问二", "答二")), "资料"
     )
 
@@ -220,7 +221,7 @@ def test_a_reply_of_several_paragraphs_stays_one() -> None:
 
 def test_naturalconv_with_odd_turns_starts_with_assistant() -> None:
     """Prevents the last of an odd number of utterances from being dropped as a question."""
-    row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙 ", "丙", "丁"]}
+    row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙\n", "丙", "丁"]}
     assert turns("naturalconv", row) == [("甲", "乙"), ("丙", "丁")]
     assert turns("naturalconv", {**row, "content": ["甲", "乙", "丙"]}) == [
         ("", "甲"),
@@ -235,7 +236,7 @@ def test_naturalconv_with_odd_turns_starts_with_assistant() -> None:
 @pytest.mark.parametrize("name", ["belle-0.5m", "alpaca", "deepctrl"])
 def test_instruction_and_input_are_both_used(name: str) -> None:
     """Prevents half of the question from being dropped."""
-    row = {"instruction": "翻译成英文。 ", "input": " 你好\n", "output": "\nHello "}
+    row = {"instruction": "翻译成英文。\n", "input": "\n你好\n", "output": "\nHello\n \n"}
     assert turns(name, row) == [("翻译成英文。\n你好", "Hello")]
     assert turns(name, {**row, "instruction": ""}) == [("你好", "Hello")]
     assert (
@@ -266,10 +267,18 @@ def test_deepctrl_history_precedes_the_question() -> None:
     assert turns("deepctrl", {**row, "history": None}) == turns("deepctrl", {**row, "history": []})
 
 
-def test_system_text_precedes_first_question() -> None:
-    """Prevents a system text from being lost."""
-    row = {"system": "你是老师。", "instruction": "问", "input": "", "output": "答"}
-    assert turns("alpaca", row) == [("你是老师。\n问", "答")]
+def test_alpaca_system_text_is_for_the_whole_conversation() -> None:
+    """Prevents a system text from being lost, and from standing in the last question alone."""
+    row = {"system": "\n你是老师。\n", "instruction": "问", "input": "", "output": "答"}
+    turn, earlier_turn = Turn("问", "答"), Turn("一", "二")
+    assert parse("alpaca", row) == Conversation((turn,), system="你是老师。")
+    row_without_question = {"system": "问好。", "instruction": "", "output": "你好"}
+    assert parse("alpaca", row_without_question) == Conversation(
+        (Turn("", "你好"),), system="问好。"
+    )
+    row["history"] = [["一", "二"]]
+    for name in ("alpaca", "deepctrl"):
+        assert parse(name, row) == Conversation((earlier_turn, turn), system="你是老师。")
 
 
 # Belle 0.8M
@@ -281,7 +290,7 @@ def belle(instruction: str, output: str = "答", given: str | None = "") -> dict
 
 def test_belle_instruction_contains_all_but_last_reply() -> None:
     """Prevents the turns of `instruction` from becoming one question."""
-    row = belle("Human:一 \nAssistant: 二\nHuman:三\n\n三乙\nAssistant:", " 四 ")
+    row = belle("Human:一\nAssistant: 二\nHuman:三\n\n三乙\nAssistant:", "\n四\n")
     assert turns("belle-0.8m", row) == [("一", "二"), ("三\n\n三乙", "四")]
 
 
@@ -328,12 +337,18 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
         ("human", "没有人回答"),
     ]
     row = {"conversations": [{"from": who, "value": text} for who, text in texts]}
-    assert turns("sharegpt", row) == [("你是老师。\n一\n一乙", "二\n二乙"), ("三", "四")]
+    assert parse("sharegpt", row) == Conversation(
+        (Turn("一\n一乙", "二\n二乙"), Turn("三", "四")), system="你是老师。"
+    )
     row = {
         "system": "你是老师。",
         "conversations": [{"from": "human", "value": "一"}, {"from": "gpt", "value": "二"}],
     }
-    assert turns("sharegpt", row) == [("你是老师。\n一", "二")]
+    assert parse("sharegpt", row) == Conversation((Turn("一", "二"),), system="你是老师。")
+    row["conversations"].insert(0, {"from": "system", "value": "说中文。"})
+    assert parse("sharegpt", row).system == "你是老师。\n说中文。"
+    row["conversations"] = [MESSAGE, {"role": "assistant", "content": "答"}]
+    assert parse("sharegpt", row) == Conversation((Turn("问", "答"),), system="你是老师。")
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
@@ -362,7 +377,7 @@ def test_empty_system_text_is_no_question(system_text: str) -> None:
 
 def test_openai_content_is_string_or_text_parts() -> None:
     """Prevents messages of several text parts from being refused."""
-    parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
+    parts = [{"type": "text", "text": "一"}, {"type": "output_text", "text": "二"}]
     texts = [
         ("developer", "说中文。"),
         ("user", parts),
@@ -371,7 +386,96 @@ def test_openai_content_is_string_or_text_parts() -> None:
         ("assistant", parts[:1]),
     ]
     row = {"messages": [{"role": role, "content": content} for role, content in texts]}
-    assert turns("openai", row) == [("说中文。\n一\n二", "三"), ("四", "一")]
+    assert parse("openai", row) == Conversation(
+        (Turn("一\n二", "三"), Turn("四", "一")), system="说中文。"
+    )
+
+
+CODE = "    x = 1\n    return x"
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("openai", {"messages": [MESSAGE, {"role": "assistant", "content": f" \n{CODE}\n\n"}]}),
+        ("sharegpt", {"conversations": [HUMAN, {"from": "gpt", "value": f"\r\n{CODE}\r\n\t"}]}),
+        ("alpaca", {"instruction": "问", "output": f"{CODE}\n"}),
+        ("naturalconv", {"content": ["问", f"{CODE}\n"]}),
+        ("belle-0.8m", belle("Human:问\nAssistant:", f"\n{CODE}")),
+        ("redgpt", {"reference": "r", "dialogue": f"Human: 问\nAssistant:\n{CODE}\n"}),
+        ("redgpt", {"reference": "r", "dialogue": f"Human: 问\nAssistant: {CODE}\n"}),
+        ("firefly", {"conversation": [{"human": "问", "assistant": f"{CODE}\n"}]}),
+        ("ms-swift", {"query": "问", "response": f"\n{CODE}\n"}),
+    ],
+)
+def test_first_line_of_an_answer_keeps_its_indentation(name: str, row: object) -> None:
+    """Prevents an answer of code that does not run, and blank lines around it."""
+    assert turns(name, row) == [("问", CODE)]
+
+
+@pytest.mark.parametrize("text", ["　　段首空两格。", "\t甲\n乙", "行末  \n两个空格  "])
+def test_white_space_of_a_line_stays(text: str) -> None:
+    """Prevents a first or last line without its white space, in questions and passages too."""
+    row = {"messages": [{**MESSAGE, "content": text}, {"role": "assistant", "content": text}]}
+    assert turns("openai", row) == [(text, text)]
+    row = {"reference": f"\n{text}\n", "dialogue": "Human: 问\nAssistant: 答"}
+    assert parse("redgpt", row).reference == text
+
+
+# Marks of answers that are not trained on
+
+
+def marks(name: str, row: object) -> list[bool]:
+    return [turn.has_loss for turn in parse(name, row).turns]
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ({"weight": 0}, False),
+        ({"weight": 1}, True),
+        ({"weight": 0.0}, False),
+        ({"loss": False}, False),
+        ({"loss": None}, True),
+        ({"loss": True}, True),
+        ({"loss_weight": 0}, False),
+        ({"loss_scale": 0.0}, False),
+        ({"train": False}, False),
+        ({"training": False}, False),
+        ({"trainable": False}, False),
+        ({"loss_mask": 0}, False),
+        ({"masked": True}, False),
+        ({"masked": False}, True),
+        ({"weight": 1, "train": False}, False),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, False),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 2, "train": True}]}, True),
+        ({"train_detail": []}, True),
+        ({}, True),
+    ],
+)
+def test_marked_answer_is_context_only(mark: dict[str, object], expected: bool) -> None:
+    """Prevents an answer from being trained on that its record marks as wrong."""
+    roles = [("user", {}), ("assistant", mark), ("user", {}), ("assistant", {"loss": True})]
+    messages = [{"role": role, "content": "一二", **marks} for role, marks in roles]
+    assert marks("openai", {"messages": messages}) == [expected, True]
+    assert marks("sharegpt", {"conversations": messages}) == [expected, True]
+    texts = [{"from": role, "value": "一二", **marks} for role, marks in roles]
+    assert marks("sharegpt", {"conversations": texts}) == [expected, True]
+    pairs = [{"human": "问", "assistant": "一二", **mark}, {"human": "问", "assistant": "答"}]
+    assert marks("firefly", {"conversation": pairs}) == [expected, True]
+
+
+def test_a_list_of_marks_belongs_to_the_messages() -> None:
+    """Prevents marks beside the messages from being ignored."""
+    messages = [MESSAGE, {"role": "assistant", "content": "答"}] * 2
+    assert marks("openai", {"messages": messages, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    texts = [HUMAN, {"from": "gpt", "value": "答"}] * 2
+    assert marks("sharegpt", {"conversations": texts, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    row = {"query": "问", "response": "答", "history": [["问", "答"]]}
+    assert marks("ms-swift", {**row, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    assert marks("alpaca", {**row, "loss_mask": [1, 1, 0, 0]}) == [True, False]
+    pairs = [{"human": "问", "assistant": "答"}] * 2
+    assert marks("firefly", {"conversation": pairs, "loss": [False, True]}) == [False, True]
 
 
 # pCLUE
@@ -459,23 +563,13 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
         ),
         (
             "sharegpt",
-            {"conversations": [{"from": "observation", "value": "x"}]},
-            "message 1 is from 'observation'",
+            {"conversations": [{"from": "bing", "value": "x"}]},
+            "message 1 is from 'bing'",
         ),
         (
             "openai",
-            {"messages": [MESSAGE, {"role": "tool", "content": "3"}]},
-            "message 2 is from 'tool'",
-        ),
-        (
-            "openai",
-            {"messages": [MESSAGE, {"role": "function", "content": "3"}]},
-            "message 2 is from 'function'",
-        ),
-        (
-            "openai",
-            {"messages": [MESSAGE, {"role": "assistant", "tool_calls": [{}]}]},
-            "message 2 calls a tool",
+            {"messages": [MESSAGE, {"role": "bing", "content": "3"}]},
+            "message 2 is from 'bing'",
         ),
         (
             "openai",
@@ -484,11 +578,16 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
         ),
         (
             "openai",
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "not text \\('image_url'\\)",
+            {"messages": [{"role": "user", "content": [{"type": "odd"}]}]},
+            "not text \\('odd'\\)",
         ),
         ("openai", {"messages": [{"role": ["user"], "content": "x"}]}, "message 1 is from"),
         ("openai", {"messages": [MESSAGE]}, "no answer, only a question"),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "system", "content": "说中文。"}, MESSAGE]},
+            "a system message stands after the first question",
+        ),
         ("openai", {"messages": {"role": "user"}}, "is dict, not a list"),
     ],
 )

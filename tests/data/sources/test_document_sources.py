@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from data.readers.files import read_records
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError
-from data.sources.wikipedia import strip_markup
+from data.sources.wikipedia import build_article, strip_markup, to_simplified
 
 
 def texts(name: str, path: Path) -> list[str]:
@@ -111,6 +112,14 @@ def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[.
     assert texts("mnbvc", write(rows)) == ["甲\n乙"] * 3
 
 
+def test_mnbvc_qa_answer_keeps_its_indentation() -> None:
+    """Prevents an answer of code that does not run."""
+    code = "\n    x = 1\n    return x\n"
+    row = {"问": "\n如何写？\n", "答": code, "元数据": {"问题明细": code * 2, "回答明细": " \n"}}
+    document = SOURCES["mnbvc_qa"].parse(orjson.dumps(row))
+    assert document == Document(f"如何写？{code}{code}{code[1:-1]}")
+
+
 def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Path]) -> None:
     """Prevents details from being lost or repeated."""
     rows = [
@@ -197,20 +206,127 @@ def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: P
         ("甲（，英文名）乙（，）丙（）", "甲（英文名）乙丙"),
         ("{{Cite web|url=x}}甲{{abc|{{bcd}}}}", "甲"),
         ("[[文件:a.jpg|缩略图]]见[[北京市|北京]]和[[上海]]", "见北京和上海"),
-        ("-{zh-hans:软件; zh-hant:軟體}-", "软件"),
-        ("-{原文}-", "原文"),
         ("甲<ref name=a>书</ref>乙<ref name=b />", "甲乙"),
         ("== 历史 ==\n甲", "历史\n甲"),
         ("甲\n\n参考文献\n\n外部链接\n", "甲"),
         ("缩略图|200px|一张图\n甲", "\n甲"),
         ("[http://a.b 官网]", "官网"),
         (r"$\frac{{a}}{b}$ 与 x^{{2}_{3}}", r"$\frac{{a}}{b}$ 与 x^{{2}_{3}}"),
-        ("a[i] = b[0] || c", "a[i] = b[0] || c"),
+        ("甲<ref group='a' name=b>书</ref>乙", "甲乙"),
+        (
+            "甲<REF >若 x<y，<i>书</i></ref >乙&lt;ref name=&quot;a&quot;&gt;书&lt;/ref&gt;丙",
+            "甲乙丙",
+        ),
+        ("[[甲 (乙)|]]和[[File:a.jpg|缩略图|见[[北京市|北京]]]]", "甲 (乙)和"),
+        ("[[std::vector]]", "std::vector"),
+        ("{{DEFAULTSORT:Zhang San}}{{#if:a|b}}{{NoteTA\n|1=甲}}乙", "乙"),
+        ("[[en:Mathematics]][[zh-min-nan:甲]]乙", "乙"),
+        ("右|缩略图|200px|一张图\n甲__NOTOC__", "\n甲"),
+        *(
+            (text, text)
+            for text in (
+                "a[i] = b[0] || c",
+                "x<ref 且 y/>z；void f(ref int x)；<ref 甲>乙</ref>",
+                "{{1, 2, 3}}、{{ user.name }}、style={{color: 'red'}}、{{甲，乙}}",
+                "[[ -f 文件 ]] || exit；[[1, 2, 3]]；[['a', 'b']]",
+                "left|center|right 三种对齐",
+                "__FILE__ 和 __LINE__",
+            )
+        ),
+        ("[[Re:从零开始的异世界生活]]与[[CSI:犯罪现场]]", "Re:从零开始的异世界生活与CSI:犯罪现场"),
     ],
 )
 def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> None:
-    """Prevents markup from being trained on, and formulas from being cut."""
+    """Prevents markup from being trained on, and formulas, code and titles from being cut."""
     assert strip_markup(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Lists without a flag
+        ("-{zh-hans:软件; zh-hant:軟體}-", "软件"),
+        ("-{zh-tw:部落格; zh-hans:部落; ZH-CN:博客於; zh-hk:網誌;}-", "博客於"),
+        ("-{ zh-hk : 甲 ; zh-sg : 乙 ; }-", "乙"),
+        ("-{zh-tw:軟體; zh-hk:軟件}-", "软体"),
+        ("-{zh:軟體; zh-tw:部落格}-", "软体"),
+        ("-{zh-hant:;zh-hans:;}-", ""),
+        ("-{zh-cn:甲;乙&nbsp;; zh-tw:丁}-", "甲;乙&nbsp;"),
+        (f"-{{zh-tw:{'長' * 600}; zh-cn:短}}-", "短"),
+        # Protected text is not converted.
+        ("於-{於}-是-{R|zh-cn:於}-", "于於是zh-cn:於"),
+        ("甲\ufdd0-{於}-\ufdd1", "甲於"),
+        ("-{}-甲-{ }-", "甲 "),
+        ("-{比分 3:2}-", "比分 3:2"),
+        ("-{[[甲|乙]]}-", "[[甲|乙]]"),
+        ("-{zh-hans;zh-hant|乾坤與於}-", "乾坤与于"),
+        ("-{zh-hant|於}-", "於"),
+        # Flags
+        ("甲-{H|zh-cn:博客; zh-tw:部落格;}--{-|zh-cn:a;zh-tw:b}--{T|zh-hans:甲;zh-hant:乙}-", "甲"),
+        ("-{A|zh-cn:软件; zh-tw:軟體;}-甲-{A|乙}-", "软件甲乙"),
+        ("-{A;T|zh-cn:软件; zh-tw:軟體}--{H;T|甲}--{ H |甲}-", "软件"),
+        ("-{h|於}--{X;+|;zh-cn:软件; zh-tw:軟體}-", "於软件"),
+        ("-{D|zh-cn:博客; zh-tw:部落格}-", "大陆：博客；台湾：部落格；"),
+        ("-{N|zh-tw}--{N|甲}-", "台湾"),
+        # Rules in one direction
+        ("-{H|巨集=>zh-cn:宏;}-甲", "甲"),
+        ("-{巨集=>zh-cn:宏;}-與-{軟體=&gt;zh-tw:a}-", "宏与软体"),
+        ("-{巨集=>zh-cn:宏;zh-tw:巨集;zh-hans:宏指令}-", "宏指令"),
+        ("-{D|巨集=>zh-cn:宏}-", "巨集⇒大陆：宏；"),
+        # Nested
+        ("-{zh-hans:-{於}-甲;zh-hant:-{A|zh-tw:乙}-}-", "於甲"),
+        ("-{H|zh-cn:-{a}-;zh-tw:-{b}-}-甲", "甲"),
+        ("-{zh-cn:甲{{lang|en|a}};zh-tw:乙}-", "甲{{lang|en|a}}"),
+        # Not markup
+        ("-{没完", "-{没完"),
+        (r"{a}-{\frac{b}{c}}-{d^2}-x", r"{a}-{\frac{b}{c}}-{d^2}-x"),
+    ],
+)
+def test_language_variants_are_those_of_mainland_china(text: str, expected: str) -> None:
+    """Prevents flags and wordings of other regions in the text, and conversion of protected text.
+
+    Expected as in MediaWiki's ConverterRule, but for wordings of other regions only.
+    """
+    assert to_simplified(text) == expected
+
+
+def test_language_variants_before_the_title_are_resolved() -> None:
+    """Prevents a rule on the first line from hiding that the title stands there."""
+    article = build_article("-{條}-目", "-{H|zh-cn:甲;zh-tw:乙}--{條}-目\n\n正文。")
+    assert article.text == "條目\n\n正文。"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "-{",
+        "}-",
+        "-{{{a}}",
+        "-{a}-",
+        "-{a",
+        "-{zh-cn:",
+        ";zh-cn:",
+        ";;",
+        ";a=>",
+        "\ufdd0",
+        "\ufdd1",
+        "{{",
+        "{{a|",
+        "[[",
+        "[[a:",
+        "<ref",
+        "<ref>",
+        "__",
+        "right|",
+        "==",
+    ],
+)
+def test_wiki_markup_takes_linear_time(piece: str) -> None:
+    """Prevents a regular expression that backtracks for minutes on a megabyte of one mark."""
+    start = time.process_time()
+    build_article("甲", "-{" + piece * (300_000 // len(piece)) + "}-")
+    assert time.process_time() - start < 2
 
 
 # Plain text

@@ -72,7 +72,7 @@ PAIRS = [
 ]
 SEAMS: list[tuple[str, Turns]] = [
     ("", [("你好", "：“好”"), (" 两个 空格 ", " Answer "), ("", "")]),
-    ("资料\n\n二", [("：“", "“"), ("\n", "\n\n"), ("▁", "▁▁我")]),
+    ("资料\n\n二", [("：“", "“"), ("三\n四", "五\n\n六"), ("▁", "▁▁我")]),
     ("Two words", [("a", "b"), ("a b", " b c"), ("<|user|>", "[/INST]")]),
     ("", [("👨‍👩‍👧", "𠀀"), ("e\u0301", "\u0301"), ("1", "2")]),
 ]
@@ -150,9 +150,12 @@ def imported(trained: Callable[[str], Any], tmp_path_factory: pytest.TempPathFac
 
 
 def unequal(imported: Imported, conversations: list[tuple[str, Turns]]) -> list[Any]:
-    """Return the conversations whose ids, loss mask or prompt differ from transformers'."""
+    """Return the conversations whose ids, loss mask or prompt differ from transformers'.
+
+    The reference of a conversation is its system text here.
+    """
     theirs, ours, template = imported.theirs, imported.ours, imported.template
-    rendered = [to_chat_messages(reference, turns) for reference, turns in conversations]
+    rendered = [to_chat_messages(system, turns) for system, turns in conversations]
     whole = theirs.apply_chat_template(
         rendered, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -160,10 +163,10 @@ def unequal(imported: Imported, conversations: list[tuple[str, Turns]]) -> list[
         [messages[:-1] for messages in rendered], add_generation_prompt=True, return_dict=False
     )
     encoded = template.encode_batch(
-        ours, [template.segments(turns, reference) for reference, turns in conversations]
+        ours, [template.segments(turns, system=system) for system, turns in conversations]
     )
     unequal_conversations = []
-    for index, (reference, turns) in enumerate(conversations):
+    for index, (system, turns) in enumerate(conversations):
         ids, spans = encoded[index]
         # Text that a template prints after the last answer is not trained.
         expected, mask = (
@@ -173,9 +176,9 @@ def unequal(imported: Imported, conversations: list[tuple[str, Turns]]) -> list[
         scored = [0] * len(ids)
         for start, stop in spans:
             scored[start:stop] = [1] * (stop - start)
-        prompt = template.encode_prompt(ours, turns[:-1], turns[-1][0], reference)
+        prompt = template.encode_prompt(ours, turns[:-1], turns[-1][0], system=system)
         if (ids, scored, prompt) != (expected, mask, prompts[index]):
-            unequal_conversations.append((reference, turns))
+            unequal_conversations.append((system, turns))
     return unequal_conversations
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from data.sources.base import strip_blank_lines
 from model.chat_template.template import ImportedTemplate, Template
 from model.chat_template.to_jinja import build_jinja_template, export_jinja_template
 from model.tokenizer import hf_json, load_tokenizer
@@ -62,23 +63,35 @@ def real(shared: Path) -> dict[str, list[tuple[str, Turns]]]:
     }
 
 
-def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) -> list[Any]:
-    """Return the conversations whose ids, or prompt of the last answer, differ in transformers."""
-    rendered = [to_chat_messages(reference, turns) for reference, turns in conversations]
-    whole = fast.apply_chat_template(rendered, return_dict=False)
-    prompts = fast.apply_chat_template(
-        [messages[:-1] for messages in rendered], add_generation_prompt=True, return_dict=False
+def render(fast: Any, messages: list[dict[str, str]], reference: str, **options: Any) -> list[int]:
+    """Return the ids that transformers gives messages about a reference, which may be empty."""
+    documents = [{"text": reference}] if reference else None
+    ids: list[int] = fast.apply_chat_template(
+        messages, documents=documents, return_dict=False, **options
     )
+    return ids
+
+
+def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) -> list[Any]:
+    """Return the conversations whose ids, or prompt of the last answer, differ in transformers.
+
+    Each is compared with its reference, and with a system text that is the same text. Sources strip
+    blank lines, transformers gets them.
+    """
     unequal_conversations = []
-    for (reference, turns), their_ids, their_prompt in zip(
-        conversations, whole, prompts, strict=True
-    ):
-        expected, spans = Template().encode(ours, turns, reference)
-        assert expected[: spans[-1][0]] == Template().encode_prompt(
-            ours, turns[:-1], turns[-1][0], reference
-        )
-        if (their_ids, their_prompt) != (expected, expected[: spans[-1][0]]):
-            unequal_conversations.append((reference, turns))
+    for text, turns in conversations:
+        for reference, system in {(text, ""), ("", text), (text, text)}:
+            messages = to_chat_messages(system, turns)
+            stripped = [(strip_blank_lines(ask), strip_blank_lines(say)) for ask, say in turns]
+            passages = strip_blank_lines(reference), strip_blank_lines(system)
+            expected, spans = Template().encode(ours, stripped, *passages)
+            prompt = expected[: spans[-1][0]]
+            assert prompt == Template().encode_prompt(
+                ours, stripped[:-1], stripped[-1][0], *passages
+            )
+            their_prompt = render(fast, messages[:-1], reference, add_generation_prompt=True)
+            if (render(fast, messages, reference), their_prompt) != (expected, prompt):
+                unequal_conversations.append((reference, system, turns))
     return unequal_conversations
 
 
@@ -87,7 +100,7 @@ def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, f
     """Prevents text from ending a turn or beginning one, and white space lost to Jinja."""
     assert unequal(ours, fast, HOSTILE) == []
     for reference, turns in HOSTILE:
-        ids = fast.apply_chat_template(to_chat_messages(reference, turns), return_dict=False)
+        ids = render(fast, to_chat_messages(reference, turns), reference)
         assert (ids.count(ours.bos_id), ids.count(ours.eos_id), ids.count(ours.unk_id)) == (
             1,
             len(turns),
@@ -99,7 +112,7 @@ def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, f
 def test_exported_special_token_names_in_text_stay_text(ours: Tokenizer, fast: Any) -> None:
     """Prevents the exported tokenizer's own name of `</s>` in a question from becoming the id."""
     typed = f"{fast.eos_token}{fast.bos_token}{fast.unk_token}<\ufdd0/s>\ufdd0"
-    ids = fast.apply_chat_template(to_chat_messages(typed, [(typed, typed)]), return_dict=False)
+    ids = render(fast, to_chat_messages(typed, [(typed, typed)]), typed)
     assert (ids[0], ids.count(ours.bos_id), ids.count(ours.eos_id), ids.count(ours.unk_id)) == (
         ours.bos_id,
         1,
@@ -120,18 +133,32 @@ def test_exported_template_reproduces_training_ids_on_real_conversations(
 @pytest.mark.parametrize(
     "messages",
     [
-        [{"role": "assistant", "content": "好"}],
-        [{"role": "user", "content": "一"}, {"role": "user", "content": "二"}],
+        [
+            {"role": "user", "content": "一"},
+            {"role": "assistant", "content": "好"},
+            {"role": "assistant", "content": "好"},
+        ],
         [{"role": "user", "content": "一"}, {"role": "system", "content": "二"}],
         [{"role": "tool", "content": "一"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}],
     ],
 )
-def test_unsupported_conversations_raise(messages: list[dict[str, str]], fast: Any) -> None:
-    """Prevents messages that are dropped or merged silently."""
+def test_unsupported_conversations_raise(messages: list[dict[str, Any]], fast: Any) -> None:
+    """Prevents messages that are dropped or merged silently, or rendered as Python's `None`."""
     from jinja2 import TemplateError
 
-    with pytest.raises(TemplateError, match="expected system"):
+    with pytest.raises(TemplateError, match=r"expected (system|messages)"):
         fast.apply_chat_template(messages)
+
+
+@pytest.mark.parametrize("documents", [[{"text": "一"}, {"text": "二"}], [{"title": "一"}]])
+def test_unsupported_documents_raise(documents: list[dict[str, str]], fast: Any) -> None:
+    """Prevents passages that are left out silently."""
+    from jinja2 import TemplateError
+
+    with pytest.raises(TemplateError, match="expected one document"):
+        fast.apply_chat_template([{"role": "user", "content": "问"}], documents=documents)
 
 
 def test_imported_template_without_its_source_raises(tokenizer: Tokenizer, tmp_path: Path) -> None:

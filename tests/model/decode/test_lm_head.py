@@ -36,6 +36,26 @@ def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
         assert torch.equal(LMHead(model.lm_head).argmax(hidden), expected)
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_unused_ids_are_never_the_argmax(quantized: bool) -> None:
+    """Prevents a filter that lets an unused id through, and logits taken for an overflow."""
+    generator = torch.Generator().manual_seed(1)
+    model = random_llama(vocab_size=1024)
+    with torch.no_grad():
+        model.lm_head.weight[1000:] *= 9.0
+    if quantized:
+        quantize_int8(model)
+    hidden = torch.randn(16, 64, generator=generator)
+    logits = LMHead(model.lm_head).logits(hidden)
+    assert int((logits.argmax(-1) >= 1000).sum()) > 8
+    head = LMHead(model.lm_head, range(1000, 1024))
+    assert torch.equal(head.argmax(hidden), logits[:, :1000].argmax(-1))
+    assert head._argmax_filter is not None and head._argmax_filter.argmax(hidden) is not None
+    assert torch.equal(head.logits(hidden)[:, :1000], logits[:, :1000])
+    assert head.logits(hidden).isfinite().all()
+    assert not head.logits(hidden).softmax(-1)[:, 1000:].any()
+
+
 def test_argmax_ties_pick_the_lowest_id() -> None:
     """Prevents another id than `torch.argmax` takes, where two rows of the head are equal."""
     head = torch.nn.Linear(64, 500, bias=False)

@@ -66,12 +66,11 @@ def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     ]
     answers = generate_batch(model, prompts, max_new_tokens=8)
     for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
-        messages = [
-            {"role": "system", "content": "资料一则。"},
-            {"role": "user", "content": question},
-        ]
         inputs = their_tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt"
+            [{"role": "user", "content": question}],
+            documents=[{"text": "资料一则。"}],
+            add_generation_prompt=True,
+            return_tensors="pt",
         )
         assert inputs["input_ids"][0].tolist() == prompt
         generated = their_model.generate(**inputs, do_sample=False, max_new_tokens=8)[

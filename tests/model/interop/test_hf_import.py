@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from chat.load_model import capability_hint, load_chat_model
 from common.errors import UserError, run_main
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
@@ -114,6 +116,7 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
             do_sample=False,
             max_new_tokens=20,
             pad_token_id=1,
+            suppress_tokens=list(ours.unused_ids),
         )
         answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
         assert generated[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
@@ -194,8 +197,8 @@ def test_imported_chat_template_is_used(
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
     sample = conversations(root)
     for reference, turns in sample:
-        reference = "" if name == "no-system" else reference
-        messages = [{"role": "system", "content": reference}] if reference else []
+        system = "" if name == "no-system" else reference
+        messages = [{"role": "system", "content": system}] if system else []
         for question, answer in turns:
             messages += [
                 {"role": "user", "content": question},
@@ -204,8 +207,9 @@ def test_imported_chat_template_is_used(
         expected = theirs.apply_chat_template(
             messages[:-1], add_generation_prompt=True, return_dict=False
         )
-        assert template.encode_prompt(ours, turns[:-1], turns[-1][0], reference) == expected
-        ids, spans = template.encode(ours, turns, reference)
+        prompt = template.encode_prompt(ours, turns[:-1], turns[-1][0], system=system)
+        assert prompt == expected
+        ids, spans = template.encode(ours, turns, system=system)
         whole = theirs.apply_chat_template(messages, return_dict=False)
         assert whole[: len(ids)] == ids
         assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [
@@ -220,9 +224,14 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
     from transformers import AutoConfig, GenerationConfig
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
-    update_json(tmp_path / "theirs", "generation_config.json", eos_token_id=[1, 6, 128009])
+    # The original model also stops at id 702 of its padded vocabulary, which the tokenizer lacks.
+    update_json(tmp_path / "theirs", "generation_config.json", eos_token_id=[1, 6, 702, 128009])
     model, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
-    assert SPECIAL_TOKENS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
+    assert (tokenizer.vocab_size, model.config.vocab_size) == (700, 709)
+    assert SPECIAL_TOKENS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6, 702)
+    unused_ids = (700, 701, *range(703, 709))
+    assert model.unused_ids == unused_ids
+    assert weights.load_checkpoint(tmp_path / "run", CPU)[0].unused_ids == unused_ids
     assert (tokenizer.eos_id, tokenizer.eod_id) == (4, 1)
     prepare_groups(
         [SourceGroup("text", (str(root / "assets/sample/pretrain/text"),))],
@@ -232,9 +241,25 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
     )
     assert {(ids[0], ids[-1]) for ids in encode_split(tmp_path / "data", "train")} == {(0, 1)}
     export_hf(tmp_path / "run", tmp_path / "out")
-    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
-    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6, 702]
+    generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert generation_config.eos_token_id == [4, 1, 3, 6, 702]
     assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == model.config
+
+
+@pytest.mark.slow
+def test_ids_between_tokens_are_unused(byte_level: Any, tmp_path: Path) -> None:
+    """Prevents ids without a token in answers, where padding precedes the last tokens."""
+    definition = json.loads(byte_level.to_str())
+    vocab = definition["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    vocab[last] = 704
+    backend = type(byte_level).from_str(json.dumps(definition))
+    save_hf_checkpoint(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"))
+    model, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert (tokenizer.vocab_size, model.config.vocab_size) == (705, 709)
+    assert model.unused_ids == (*range(699, 704), *range(705, 709))
+    assert tokenizer.decode([*tokenizer.encode("从前"), *model.unused_ids]) == "从前"
 
 
 @pytest.mark.slow
@@ -561,6 +586,42 @@ def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path:
         256,
         Template(),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "template", [Template(), Template(human="问：", assistant="答："), None], ids=str
+)
+def test_export_saved_again_by_transformers_is_what_it_was(
+    template: Template | None, trained_run: Path, tmp_path: Path
+) -> None:
+    """Prevents a fine-tuned model called only pretrained, or the other way, or another format."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(locate.resolve_checkpoint(trained_run), checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    (checkpoint / "template.json").unlink(missing_ok=True)
+    if template is not None:
+        template.save(checkpoint)
+    export_hf(checkpoint, tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved")
+    jinja = tmp_path / "saved/chat_template.jinja"
+    jinja.write_bytes(jinja.read_bytes().strip().replace(b"\n", b"\r\n"))
+    import_hf(tmp_path / "saved", tmp_path / "run")
+    loaded = load_chat_model(tmp_path / "run", CPU, "fp32")
+    if template is None:
+        assert not loaded.is_chat_tuned
+        return
+    assert loaded.is_chat_tuned and capability_hint(loaded) is None
+    _, tokenizer = weights.load_checkpoint(checkpoint, CPU)
+    conversation = [("从前有什么？", "有一座山。")], "那里还有？"
+    # Of other texts the reference is not known: Jinja gets it as a document, not as a message.
+    for reference in ("", "山里有一座庙。") if template == Template() else ("",):
+        assert loaded.template.encode_prompt(
+            loaded.tokenizer, *conversation, reference
+        ) == template.encode_prompt(tokenizer, *conversation, reference)
 
 
 @pytest.mark.slow

@@ -72,6 +72,35 @@ def test_mfu_counts_visible_attention_pairs(clock: Clock, is_packed: bool) -> No
     assert monitor.pop_metrics()["mfu"] == pytest.approx(expected)
 
 
+def test_rate_is_measured_again_if_steps_are_faster(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch an MFU of 300 % where the machine was busy when its rate was measured."""
+    flops_per_token = 6 * (CONFIG.num_matmul_parameters - 32 * 99)
+    rates = [1.0, 4.0, 2.0]
+
+    def measure(*_: object) -> float:
+        clock.seconds += 50.0
+        return rates.pop(0) * flops_per_token
+
+    monkeypatch.setattr("train.monitoring.throughput.matmul_flops", measure)
+    monitor = ThroughputMonitor(9, PLAN, Llama(CONFIG), torch.device("cpu"))
+    monitor.resume()
+
+    def mfu(tokens: int) -> float:
+        """Return the MFU of a step of one second, without attention."""
+        clock.seconds += 1.0
+        monitor.record_step(tokens, 0, tokens // 2)
+        metrics = monitor.pop_metrics()
+        assert metrics["tokens_per_second"] == tokens
+        return float(metrics["mfu"])
+
+    assert mfu(2) == pytest.approx(2 / 4) and rates == [2.0]
+    assert mfu(4) == pytest.approx(4 / 4) and rates == [2.0]
+    # Faster than both measurements: the highest counts, and the figure is not clipped.
+    assert mfu(6) == pytest.approx(6 / 4) and rates == []
+
+
 def test_stop_time_is_estimated(clock: Clock) -> None:
     """Catch an estimate that ignores long steps, or never forgets an evaluation or first step."""
     monitor = ThroughputMonitor(9, PLAN, Llama(CONFIG), torch.device("cpu"))

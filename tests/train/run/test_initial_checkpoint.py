@@ -12,8 +12,9 @@ from common.files import write_checksummed_json, write_json, write_manifest
 from common.run_layout import step_folder
 from model.checkpoint.locate import weights_sha256
 from tests.helpers.training import write_fake_run
+from train.options import SftOptions
 from train.run.initial_checkpoint import NO_BASE, resolve_initial_checkpoint
-from train.sft_run import find_newest_pretrain_run
+from train.sft_run import _resolve_base_option, find_newest_pretrain_run, resolve_run
 
 
 def test_resumed_run_compares_the_base_as_it_is_now(tmp_path: Path) -> None:
@@ -105,6 +106,25 @@ def test_tokenizer_beside_a_base_is_refused(tmp_path: Path) -> None:
     write_fake_run(tmp_path / "base", 3)
     with pytest.raises(UserError, match="--tokenizer is for a run without a base"):
         resolve_initial_checkpoint(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "run")
+
+
+def test_unfinished_base_is_taken_only_if_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch `make pretrain; make sft` after a Ctrl-C, which fine-tunes a tenth of a model."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/my wiki")
+    folder = write_fake_run(run, 3, steps=5)
+    with pytest.raises(UserError) as refused:
+        resolve_run(SftOptions())
+    assert str(refused.value) == (
+        "--base: runs/my wiki, the newest pretraining run, is unfinished, at step 3 of 5: complete "
+        "it first (make pretrain 'RUN=runs/my wiki'), or name it to fine-tune it as it is "
+        "('BASE=runs/my wiki', --base 'runs/my wiki')"
+    )
+    assert _resolve_base_option(SftOptions(base=run)) == run
+    write_manifest(folder, {"step": 3, "steps": 3})
+    assert _resolve_base_option(SftOptions()) == run
 
 
 def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:

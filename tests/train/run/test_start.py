@@ -1,6 +1,7 @@
 """The options of the training commands, and the names of runs and mixtures."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
 from train.options import PretrainOptions, SftOptions, parse_mixture
+from train.run.start import build_model
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
 FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}
@@ -25,16 +28,18 @@ def write_run(folder: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "owner", "advice"),
     [
-        ("sft", "pretrain", "is a pretraining run; to fine-tune its model: BASE="),
-        ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft RUN="),
+        ("sft", "pretrain", "is a pretraining run; to fine-tune its model: 'BASE=.*my run' "),
+        ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft 'RUN=.*my run';"),
     ],
 )
 def test_run_of_other_command_gives_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, owner: str, advice: str
 ) -> None:
     """Prevent a dozen errors about unknown options for RUN in place of BASE."""
-    monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
-    write_run(tmp_path, owner)
+    run = tmp_path / "my run"
+    run.mkdir()
+    monkeypatch.setattr(sys, "argv", ["train", "--run", str(run)])
+    write_run(run, owner)
     assert parse_train_options(SCHEMAS[owner], owner, "").seed == 7
     with pytest.raises(UserError, match=advice) as caught:
         parse_train_options(SCHEMAS[command], command, "")
@@ -54,6 +59,15 @@ def test_help_defaults_do_not_depend_on_existing_runs(
         assert "start (default: 260)" in text and "7654321" not in text
 
 
+def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path) -> None:
+    """Catch a sample during training with ids that stand for nothing."""
+    spec = build_spec(tmp_path, shard_set)
+    vocab_size = spec.tokenizer.vocab_size
+    config = replace(spec.model_config, vocab_size=vocab_size + 2)
+    model = build_model(replace(spec, model_config=config), None)
+    assert model.unused_ids == (vocab_size, vocab_size + 1)
+
+
 def test_mixture_syntax_is_parsed() -> None:
     """Catch a path with a colon taken for a weight, or the reverse."""
     assert parse_mixture("sample") == (["sample"], (1.0,))
@@ -62,6 +76,19 @@ def test_mixture_syntax_is_parsed() -> None:
     for wrong in ("a:0", "a:-1", "a:nan"):
         with pytest.raises(ValueError, match="the weight of a must be above 0"):
             parse_mixture(wrong)
+
+
+def test_path_that_exists_is_one_name_of_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch a file that is looked for without the `:2` at its end, or up to a plus sign."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("part:2", "a+b:1.txt", "c"):
+        Path(name).touch()
+    assert parse_mixture("part:2") == (["part:2"], (1.0,))
+    assert parse_mixture("part:2:0.5+csl:3") == (["part:2", "csl"], (0.5, 3.0))
+    assert parse_mixture("a+b:1.txt") == (["a+b:1.txt"], (1.0,))
+    assert parse_mixture("csl+a+b:1.txt:2+c:4") == (["csl", "a+b:1.txt", "c"], (1.0, 2.0, 4.0))
 
 
 def test_wrong_mixture_is_reported_with_other_wrong_options(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.shards import SPLITS, ShardSet
 from tests.helpers.training import StubEvaluator, build_spec
 from train.autotune import ComputePlan
 from train.run.directory import RunDir
@@ -40,4 +41,6 @@ def test_summary_warns_before_the_run(
     print_run_summary(spec, RunDir(spec.folder), build_model(spec, None), plan, PLAN)
     printed = capsys.readouterr().out
     assert [note for note in (MANY_EPOCHS, NO_VALIDATION) if note in printed] == notes
+    tokens = [ShardSet.open(shard_set).load_text(split).num_tokens for split in SPLITS]
+    assert "{:,} tokens an epoch, {:,} held out; ".format(*tokens) in printed
     assert "model     tiny: " in printed and f"run       {spec.folder} (new)" in printed

@@ -14,7 +14,7 @@ from tests.helpers.gguf_files import export_to_file, random_llama, read_gguf_met
 # Go does not run in these tests: Go's text/template rendered this one to the texts of `Template`
 # (docs/gguf.md).
 GO_TEMPLATE = (
-    '{{ if .System }}{{ "资料：" }}{{ .System }}{{ "\\n\\n人类：" }}{{ else }}{{ "人类：" }}'
+    '{{ if .System }}{{ "人类：" }}{{ .System }}{{ "\\n" }}{{ else }}{{ "人类：" }}'
     '{{ end }}{{ range $index, $message := .Messages }}{{ if eq $message.Role "user" }}'
     '{{ $message.Content }}{{ "\\n\\n助手：" }}{{ else if eq $message.Role "assistant" }}'
     '{{ $message.Content }}{{ if gt (len (slice $.Messages $index)) 1 }}{{ "</s>\\ufdd0" }}'
@@ -70,6 +70,15 @@ def test_modelfile_uses_gguf_names_of_special_tokens() -> None:
         IMPORTED, "<|eot|>\ufdd0", lambda text: text.replace("<|eot|>", names["<|eot|>"])
     )
     assert renamed == GO_IMPORTED.replace("<|eot|><", "<|eot|>\\ufdd0<")
+
+
+def test_modelfile_without_system_turn_has_system_text_in_first_question() -> None:
+    """Prevents a system text that Ollama presents as a reference (资料)."""
+    template = ImportedTemplate(bare="[INST] ", reference="[INST] 资料：", human="\n\n")
+    go_template = build_go_template(template, "</s>", str)
+    assert go_template.startswith(
+        '{{ if .System }}{{ "[INST] " }}{{ .System }}{{ "\\n" }}{{ else }}{{ "[INST] " }}{{ end }}'
+    )
 
 
 @pytest.mark.slow

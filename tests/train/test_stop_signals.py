@@ -4,7 +4,6 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,9 @@ from train.stop_signals import (
 
 
 @pytest.fixture
-def stop_request() -> Iterator[StopRequest]:
-    """Return a request, and restore the signal handlers of the test process afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield StopRequest(lambda: None)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
+def stop_request(default_signal_handlers: None) -> StopRequest:
+    """Return a request without a signal."""
+    return StopRequest(lambda: None)
 
 
 def test_duplicate_after_training_is_ignored(stop_request: StopRequest) -> None:

@@ -1,4 +1,4 @@
-"""Load the reference text of a conversation: from the user, a file or Wikipedia."""
+"""Load the reference text of a conversation: from the user, a file, Wikipedia or an example."""
 
 import shlex
 from pathlib import Path
@@ -63,6 +63,29 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
     cache_note = f"，本地缓存，{passage.fetched} 下载" if is_cached else ""
     source = f"维基百科“{passage.title}”{cache_note}，{passage.url}"
     _start_conversation(session, console, passage.text, source=source)
+
+
+def load_example(session: Session, console: Console, argument: str) -> str | None:
+    """Start a conversation with the next example of the model, and print it.
+
+    Return the request of an example without a passage, which is then asked. Raises ChatError if
+    there is no example for the model.
+    """
+    examples = session.loaded_model.examples
+    if not examples:
+        raise ChatError(
+            "没有适合这个模型的示例：只有用项目自带的样本微调的模型才有；请用 /资料 自己给一段文字"
+        )
+    index = session.num_examples_shown % len(examples)
+    session.num_examples_shown += 1
+    example = examples[index]
+    if not example.reference:
+        session.start_conversation(reference="")
+        console.write_line(example.questions[0])
+        return example.questions[0]
+    _start_conversation(session, console, example.reference, source=f"示例 {index + 1}")
+    console.write_line("\n".join([example.reference, "可以问：", *example.questions]))
+    return None
 
 
 def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:

@@ -127,6 +127,7 @@ def test_help_lists_all_commands(chat: Chat) -> None:
         "/help",
         "/reference",
         "/wiki",
+        "/example",
         "/temperature",
         "/top_p",
         "/top_k",

@@ -14,9 +14,11 @@ from chat.errors import (
     ChatError,
     translate_errors,
 )
+from chat.examples import find_examples
 from common import run_layout
 from common.errors import UserError
 from common.machine import resolve_device
+from data.kinds.base import ChatExample
 from data.shards import load_run_shard_sets
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate, weights
@@ -24,6 +26,13 @@ from model.llama import Llama
 from model.precision import DTYPES, resolve_precision
 from model.quantize import Int8Linear, quantize_int8
 from model.tokenizer.base import Tokenizer
+
+# What chat tells whoever talks to a model for which there are examples.
+_EXAMPLES_HINT = "；/示例（或 /example，网页上点“示例”）给出现成的例子"
+_PASSAGE_HINT = (
+    "提示：这个模型会读一段给它的资料，回答关于这段资料的问题："
+    "先用 /资料（或 /reference）给出资料，再提问"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class LoadedModel:
     context_length: int  # maximum number of ids of a prompt and its answer together
     is_chat_tuned: bool  # whether the checkpoint has a chat template, which fine-tuning writes
     remaining_steps: locate.RemainingSteps | None = None  # if its training is unfinished
+    examples: tuple[ChatExample, ...] = ()  # to try it on, if it was trained on the sample
 
     @property
     def description(self) -> str:
@@ -86,9 +96,11 @@ def _is_fine_tuned(run: Path) -> bool:
 
 
 def capability_hint(loaded: LoadedModel) -> str | None:
-    """Return a line in Chinese that says what a model cannot do if it was not trained to converse.
+    """Return a line in Chinese that says what a model can do, or None if there is nothing to say.
 
-    Returns None if it was, or if its training data is unknown.
+    There is for a model that was not trained to converse, and for one that was fine-tuned on the
+    sample's passages: a few invented texts, which teach to read a passage and no knowledge. None if
+    the training data of a model is unknown.
     """
     if not loaded.is_chat_tuned:
         return (
@@ -103,7 +115,11 @@ def capability_hint(loaded: LoadedModel) -> str | None:
     hints = [shards.kind.chat_hint for shards in shard_sets if not shards.kind.is_text]
     # A kind without a hint teaches a model to converse, and one such set is enough. Of several
     # hints the first is shown.
-    return hints[0] if hints and all(hints) else None
+    if hints and all(hints):
+        return f"{hints[0]}{_EXAMPLES_HINT if loaded.examples else ''}"
+    if any(example.reference for example in loaded.examples):
+        return _PASSAGE_HINT + _EXAMPLES_HINT
+    return None
 
 
 def load_chat_model(
@@ -133,6 +149,7 @@ def load_chat_model(
         context_length=model.trained_context,
         is_chat_tuned=_has_template(folder),
         remaining_steps=locate.find_remaining_steps(path, folder),
+        examples=find_examples(folder),
     )
 
 

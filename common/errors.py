@@ -117,9 +117,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _write_stderr("".join(f"error: {line}\n" for line in str(error).splitlines()))
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _write_stderr("interrupted\n")
-        code = 128 + signal.SIGINT
+        # `train.stop_signals` raises it for SIGTERM, too, and names the signal.
+        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
         # The reader of the output (`| head`) has closed the pipe, which needs no message. Python
         # flushes stdout again at exit; with the closed pipe the exit code would become 120.

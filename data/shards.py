@@ -11,6 +11,7 @@ every file. What is stored of a record depends on the kind:
 
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class ShardSet:
                 raise UserError(
                     f"{folder} was prepared by another version of this program: prepare its files "
                     "again (python -m data.prepare --source NAME --input FILE --tokenizer "
-                    f"{folder} --out OTHER_FOLDER), or give the raw files as data"
+                    f"{shlex.quote(str(folder))} --out OTHER_FOLDER), or give the raw files as data"
                 )
             raise UserError(
                 f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}"

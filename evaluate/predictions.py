@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_atomic
+from data.readers.encoding import describe_encoding, is_utf8
 
 # The fields of a line that name the model (see `evaluate.load_model.LoadedCheckpoint`).
 MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
@@ -36,9 +37,10 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
             # could not be printed or written.
             json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path} line {number}: not valid JSON ({error}); a line is {expected_line}"
-            ) from None
+            fault = f"not valid JSON ({error})"
+            if not is_utf8(line):
+                fault = describe_encoding(line, path)
+            raise UserError(f"{path} line {number}: {fault}; a line is {expected_line}") from None
         for field in fields:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise UserError(

@@ -5,6 +5,7 @@ Imports no PyTorch, so that `--help` and invalid options answer at once.
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,15 +68,14 @@ def _check_command(run: Path, command: str) -> None:
     """Raise UserError if the run belongs to the other command, which has other options."""
     if not (run / run_layout.RUN_FILE).is_file():
         return
+    base_option = f"{shlex.quote(f'BASE={run}')} (--base {shlex.quote(str(run))})"
     owner = locate.training_command(locate.read_fingerprints(run))
     if command == "sft" and owner == "pretrain":
-        raise UserError(
-            f"{run} is a pretraining run; to fine-tune its model: BASE={run} (--base {run})"
-        )
+        raise UserError(f"{run} is a pretraining run; to fine-tune its model: {base_option}")
     if command == "pretrain" and owner == "sft":
         raise UserError(
-            f"{run} is a fine-tuning run; to resume it: make sft RUN={run}; to train its weights "
-            f"on text: BASE={run} (--base {run}) and another RUN"
+            f"{run} is a fine-tuning run; to resume it: make sft {shlex.quote(f'RUN={run}')}; to "
+            f"train its weights on text: {base_option} and another RUN"
         )
 
 

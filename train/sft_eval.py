@@ -190,7 +190,7 @@ class AnswerEvaluator:
 def find_rouge_case(shards: ShardSet) -> LetterCase:
     """Return the letter case of published ROUGE scores of a set's sources; lower if they differ."""
     cases = {find_source(name).rouge_case for name in read_sources(shards.folder)}
-    return cases.pop() if len(cases) == 1 else "lower"
+    return "kept" if cases == {"kept"} else "lower"
 
 
 def _split_last_answer(

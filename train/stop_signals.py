@@ -93,7 +93,7 @@ class StopRequest:
                 DUPLICATE_SIGNAL_SECONDS if is_alone else TORCHRUN_DUPLICATE_SIGNAL_SECONDS
             )
             if time.monotonic() - self._request_time > duplicate_seconds:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(number)
             return
         self._signal = signal.Signals(number)
         self._request_time = time.monotonic()

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -88,6 +88,7 @@ class Service:
             Route("/health", self.health),
             Route("/v1/models", self.list_models),
             Route("/v1/models/{name:path}", self.get_model),
+            Route("/v1/examples", self.list_examples),
             Route("/v1/chat/completions", self.create_chat_completion, methods=["POST"]),
         ]
         exception_handlers: dict[Any, Any] = {
@@ -120,6 +121,11 @@ class Service:
         """GET /v1/models/NAME: return the model, or 404 for any other name."""
         self._check_model_name(request.path_params["name"])
         return JSONResponse(self._model_info)
+
+    async def list_examples(self, request: Request) -> Response:
+        """GET /v1/examples, this server's addition: return examples to try the model on."""
+        examples = [asdict(example) for example in self._loaded_model.examples]
+        return JSONResponse({"object": "list", "data": examples})
 
     @property
     def _model_info(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import orjson
 from annotated_types import Interval
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
 from data.sources import dialogue
-from data.sources.base import SchemaError
+from data.sources.base import SchemaError, strip_blank_lines
 from data.sources.openai_messages import SPEAKER_BY_ROLE
 from model.decode.sampling import Sampling
 
@@ -134,7 +134,7 @@ class Message(_StrictModel):
 class Document(_StrictModel):
     """A reference text that the questions are about."""
 
-    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    text: Annotated[str, AfterValidator(strip_blank_lines), Field(min_length=1)]
 
 
 class StreamOptions(_StrictModel):

@@ -12,7 +12,8 @@ from chat.terminal.settings import SETTINGS, Setting, replace_setting
 from chat.terminal.transcript import format_transcript
 from common.files import write_atomic
 
-Action = Callable[[Session, Console, str], None]
+# Returns a question to ask the model, if there is one.
+Action = Callable[[Session, Console, str], str | None]
 
 
 class Quit(Exception):
@@ -29,8 +30,8 @@ class Command:
     run: Action  # called with the session, the console and the argument
 
 
-def execute_command(session: Session, console: Console, line: str) -> None:
-    """Execute a line that begins with a slash.
+def execute_command(session: Session, console: Console, line: str) -> str | None:
+    """Execute a line that begins with a slash; return a question that it wants to be answered.
 
     Raises ChatError for an unknown command or a wrong argument, and Quit for `/quit`.
     """
@@ -40,8 +41,7 @@ def execute_command(session: Session, console: Console, line: str) -> None:
     argument = parts[1].strip() if len(parts) > 1 else ""
     for command in COMMANDS:
         if name.lower() in command.names:
-            command.run(session, console, argument)
-            return
+            return command.run(session, console, argument)
     available = "  ".join(f"/{command.names[0]}" for command in COMMANDS)
     raise ChatError(f"没有 /{name} 这个命令，可用的有：{available}")
 
@@ -174,6 +174,12 @@ COMMANDS = (
         "关键词",
         "把维基百科条目的引言作为资料",
         references.load_wikipedia_reference,
+    ),
+    Command(
+        ("example", "示例"),
+        "",
+        "载入一段示例资料和可以问的问题（拟标题的模型：发送一篇示例）；再输入则换下一个",
+        references.load_example,
     ),
     *(
         Command(setting.command_names, "数值", setting.help_zh, _setting_action(setting))

@@ -1,5 +1,6 @@
-"""Load the reference text of a conversation: from the user, a file or Wikipedia."""
+"""Load the reference text of a conversation: from the user, a file, Wikipedia or an example."""
 
+import shlex
 from pathlib import Path
 
 from chat.errors import ChatError, describe_os_error
@@ -8,6 +9,8 @@ from chat.terminal.console import Console
 from chat.terminal.session import Session
 from common.errors import UserError
 from common.files import read_limited
+from data.readers.encoding import guess_encoding
+from data.sources.base import strip_blank_lines
 
 MAX_REFERENCE_BYTES = 1 << 20
 
@@ -29,10 +32,12 @@ def load_reference_file(session: Session, console: Console, path: Path) -> None:
         raise ChatError(
             f"{path}：文件超过 {MAX_REFERENCE_BYTES >> 20} MB，请只截取需要的部分"
         ) from None
-    except UnicodeDecodeError:
-        raise ChatError(
-            f"{path}：不是 UTF-8 文本；如果是 GBK 编码，请先转换：iconv -f gb18030 -t utf-8"
-        ) from None
+    except UnicodeDecodeError as error:
+        encoding = guess_encoding(error.object)
+        advice = "请另存为 UTF-8"
+        if encoding is not None:
+            advice = f"请先转换：iconv -f {encoding} -t utf-8 {shlex.quote(str(path))}"
+        raise ChatError(f"{path}：不是 UTF-8 文本；{advice}") from None
     except OSError as error:
         raise ChatError(f"{path}：无法读取（{describe_os_error(error)}）") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -60,9 +65,32 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
     _start_conversation(session, console, passage.text, source=source)
 
 
+def load_example(session: Session, console: Console, argument: str) -> str | None:
+    """Start a conversation with the next example of the model, and print it.
+
+    Return the request of an example without a passage, which is then asked. Raises ChatError if
+    there is no example for the model.
+    """
+    examples = session.loaded_model.examples
+    if not examples:
+        raise ChatError(
+            "没有适合这个模型的示例：只有用项目自带的样本微调的模型才有；请用 /资料 自己给一段文字"
+        )
+    index = session.num_examples_shown % len(examples)
+    session.num_examples_shown += 1
+    example = examples[index]
+    if not example.reference:
+        session.start_conversation(reference="")
+        console.write_line(example.questions[0])
+        return example.questions[0]
+    _start_conversation(session, console, example.reference, source=f"示例 {index + 1}")
+    console.write_line("\n".join([example.reference, "可以问：", *example.questions]))
+    return None
+
+
 def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:
     """Start a conversation, and tell the user how long its reference is and where it comes from."""
-    text = text.strip()
+    text = strip_blank_lines(text)  # as training does: a paragraph keeps its indentation
     if not text:
         raise ChatError(f"资料为空（{source}）")
     restart_note = "，对话重新开始" if session.conversation.exchanges else ""

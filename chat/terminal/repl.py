@@ -52,8 +52,10 @@ class Repl:
     def _handle_line(self, line: str) -> None:
         """Execute a command, or answer a question; a blank line is ignored."""
         if line.startswith(("/", "／")):
-            execute_command(self._session, self._console, line)
-        elif question := line.strip():
+            question = execute_command(self._session, self._console, line)
+        else:
+            question = line.strip()
+        if question:
             self._answer(question)
 
     def _answer(self, question: str) -> None:

@@ -49,6 +49,7 @@ class Session:
     conversations: list[Conversation] = field(default_factory=lambda: [Conversation()])
     # Transcripts written by this session, the only existing files that it may overwrite.
     transcript_paths: set[Path] = field(default_factory=set)
+    num_examples_shown: int = 0
     # Why the last answer ended; None while it is generated, and if the user stopped it.
     finish_reason: FinishReason | None = None
 

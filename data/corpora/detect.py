@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.readers.encoding import describe_encoding, is_utf8
+from data.readers.encoding import describe_encoding, guess_encoding, is_utf8
 from data.readers.files import RawItem, RawRecord, read_head, read_records
 from data.readers.json_array import find_layout
+from data.readers.table import find_header
 from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import SchemaError, Source, list_keys, parse_json_object
-from data.sources.fields import PREFERENCE_FIELDS
+from data.sources.fields import list_preference_fields
 
 # Records that are looked at, and the bytes after which no further one is.
 MAX_RECORDS = 100
@@ -21,12 +22,13 @@ MAX_BYTES = 1 << 20
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
-def detect_source(files: list[Path]) -> str:
+def detect_source(files: list[Path], advice: str | None = None) -> str:
     """Return the name of the one source that reads all files.
 
-    Raises UserError if a file is not recognized or if two files need different sources.
+    `advice` says how the command takes a source (None: data.prepare does). Raises UserError if a
+    file is not recognized or if two files need different sources.
     """
-    source_by_file = {file: _detect_file_source(file) for file in files}
+    source_by_file = {file: _detect_file_source(file, advice) for file in files}
     first_file = files[0]
     first_source = source_by_file[first_file]
     for file, source in source_by_file.items():
@@ -38,14 +40,18 @@ def detect_source(files: list[Path]) -> str:
     return first_source
 
 
-def _detect_file_source(path: Path) -> str:
+def _detect_file_source(path: Path, advice: str | None) -> str:
     """Return the name of the source that reads a file.
 
-    Raises UserError if the file is empty or not recognized.
+    `advice` is for the message, as in `detect_source`. Raises UserError if the file is empty or not
+    recognized.
     """
     head = read_head(path)
     for source in SOURCES.values():
         if source.recognizes_file is not None and source.recognizes_file(path, head):
+            # None of its text could be read. The reader itself cannot name the whole command.
+            if not is_utf8(head) and guess_encoding(head) is not None:
+                raise UserError(f"{path}: is {describe_encoding(head, path)}")
             return source.name
     # No source knows the file by its name or first bytes: compare the keys of its first records. A
     # few of them may be bad; the preparation reports them.
@@ -60,7 +66,7 @@ def _detect_file_source(path: Path) -> str:
     for name, num_records in votes.most_common(1):
         if name is not None and num_records >= num_unknown:
             return name
-    raise _unrecognized_error(path, head, records, rows)
+    raise _unrecognized_error(path, head, records, rows, advice)
 
 
 def _first_records(path: Path) -> list[RawItem]:
@@ -76,16 +82,20 @@ def _first_records(path: Path) -> list[RawItem]:
 
 
 def _unrecognized_error(
-    path: Path, head: bytes, records: list[RawItem], rows: list[dict[str, Any] | str]
+    path: Path,
+    head: bytes,
+    records: list[RawItem],
+    rows: list[dict[str, Any] | str],
+    advice: str | None,
 ) -> UserError:
     """Return the error for a file of which no source knows the records.
 
     `rows` has for each of the `records` its object, or else why it is none.
     """
     first_object = next((row for row in rows if isinstance(row, dict)), None)
-    if first_object is not None and (preference_keys := PREFERENCE_FIELDS & first_object.keys()):
+    if first_object is not None and (preference_fields := list_preference_fields(first_object)):
         return UserError(
-            f"{path}: preference data (its first record has {', '.join(sorted(preference_keys))}), "
+            f"{path}: preference data (its first record has {', '.join(preference_fields)}), "
             "and there is no trainer for it: give conversations of which every answer is a good one"
         )
     observation = f"line {records[0].line}: {rows[0]}"
@@ -93,19 +103,23 @@ def _unrecognized_error(
         observation = f"its first record has {list_keys(first_object)}"
     elif not is_utf8(head):
         return UserError(f"{path}: is {describe_encoding(head, path)}")
-    elif head.lstrip().startswith(b"{"):
+    elif head.lstrip().startswith(b"{") or isinstance(records[0], BadRecord):
         return UserError(
             f"{path} {observation}; none of its first {len(rows):,} records can be read: correct "
             "the file"
         )
     elif path.suffix.lower() in TABLE_SUFFIXES:
-        observation = (
-            "a table needs a first line with the names of its columns, such as title and abstract"
-        )
+        observation = "a table is read by the names of its columns, such as title and abstract"
+        if (header := find_header(head)) is not None:
+            names = [" ".join(name.split())[:20] for name in header.names[:12]]
+            observation += f"; its first line has {', '.join(names)}"
+    advice = advice or (
+        f"python -m data.prepare --source NAME --input {shlex.quote(str(path))} --tokenizer PATH "
+        "--out DIR"
+    )
     return UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
-        "be read; if this is one of those, name it with python -m data.prepare --source NAME "
-        f"--input {shlex.quote(str(path))} --tokenizer PATH --out DIR"
+        f"be read; if this is one of those, name it with {advice}"
     )
 
 
@@ -117,7 +131,7 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> str | None:
     whether the file is a JSON list.
     """
     # A source that does not declare such a key would train on half of a pair.
-    preference_keys = PREFERENCE_FIELDS & row.keys()
+    preference_keys = set(list_preference_fields(row))
     best_source: Source | None = None
     # Whether the source has a further test, and how many keys it has.
     best_rank = (False, 0)

@@ -15,6 +15,7 @@ preparation, training, evaluation and perplexity.
 
 import abc
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,6 +29,14 @@ from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatExample:
+    """A record as something to try in a chat: questions about a passage, or without one."""
+
+    reference: str  # empty if the questions need none
+    questions: tuple[str, ...]
 
 
 class RecordKind(abc.ABC, Generic[R]):
@@ -60,6 +69,13 @@ class RecordKind(abc.ABC, Generic[R]):
 
         The last span ends with the ids. The ids of a record do not depend on the others.
         """
+
+    def chat_example(self, record: R) -> ChatExample | None:
+        """Return what to ask a model in a chat, or None if the record is no good example.
+
+        By default none is.
+        """
+        return None
 
     def examples(
         self,

@@ -7,7 +7,7 @@ parts (docs/log.md has the figures).
 
 from collections.abc import Sequence
 
-from data.kinds.base import RecordKind
+from data.kinds.base import ChatExample, RecordKind
 from data.records import Conversation, EncodedRecord, Turn
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -42,6 +42,16 @@ class ConversationKind(RecordKind[Conversation]):
             (ids, [span for span, turn in zip(spans, record_turns, strict=True) if turn.has_loss])
             for (ids, spans), record_turns in zip(encoded, turns, strict=True)
         ]
+
+    def chat_example(self, record: Conversation) -> ChatExample | None:
+        """Return the reference and its questions; None for a conversation without a reference.
+
+        Without one the questions follow from each other, and the answers cannot be checked.
+        """
+        if not record.reference:
+            return None
+        questions = tuple(turn.question for turn in record.turns if turn.question)
+        return ChatExample(record.reference, questions)
 
 
 def _turns_to_last_loss(conversation: Conversation) -> tuple[Turn, ...]:

@@ -19,7 +19,7 @@ from data.batching.summary_prompts import (
     sample_lead_ins,
     sample_requests,
 )
-from data.kinds.base import RecordKind
+from data.kinds.base import ChatExample, RecordKind
 from data.records import EncodedRecord, Summary
 from data.stored_records import Records
 from model.chat_template.template import Template
@@ -56,6 +56,11 @@ class SummaryKind(RecordKind[Summary]):
             (article + title, [(len(article), len(article) + len(title))])
             for article, title in zip(articles, titles, strict=True)
         ]
+
+    def chat_example(self, record: Summary) -> ChatExample:
+        """Return the request of evaluation with the article in it."""
+        request = ALL_REQUESTS[EVAL_REQUEST]
+        return ChatExample("", (f"{request.prefix}{record.article}{request.suffix}",))
 
     def examples(
         self,

@@ -41,15 +41,20 @@ _TAG_NAMES = (
 )
 # Types are named in other letters: `List<Section>`.
 _TAG_NAME = "|".join(f"{_TAG_NAMES} {_TAG_NAMES.upper()}".split())
-_ATTRIBUTE = r"""\s+[a-zA-Z@:_][a-zA-Z0-9@:._-]*\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>`]+)"""
+# Between two attributes is white space, or at least the quotation mark of the first.
+_ATTRIBUTE = (
+    r"""(?:\s+|(?<=["']))[a-zA-Z@:_][a-zA-Z0-9@:._-]*\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>`]+)"""
+)
 # Inline code; between two backticks it may contain a single one.
 _CODE_SPAN = r"``(?:[^`\n]|`(?!`))+``|`[^`\n]*`"
 # Between the name and `>` of a tag is nothing, or attributes with values: `a <b`, `Map<A ,B>` and
-# `sort <a >b` are text. No part reaches beyond the next `<` or `<!--`, so that a megabyte of them
-# takes linear time.
+# `sort <a >b` are text. White space alone is nothing after a longer name, `<br >`, which is hardly
+# that of a variable. A megabyte of `<` takes linear time: only quotation marks let a part reach
+# beyond the next `<` or `<!--`, and of all attempts that are still in a value there, none has the
+# same mark open as another.
 _TAG = re.compile(
     rf"{_CODE_SPAN}|^(?:[ ]{{4}}|\t).*|(?P<comment><!--[^<-]*(?:<(?!!--)[^<-]*|-(?!->)[^<-]*)*-->)"
-    rf"|(?<!\\)<(?=[a-zA-Z/])(?:(?P<opened>{_TAG_NAME})(?:(?:{_ATTRIBUTE})+\s*/?|\s*/)?"
+    rf"|(?<!\\)<(?=[a-zA-Z/])(?:(?P<opened>{_TAG_NAME})(?:(?:{_ATTRIBUTE})+\s*/?|\s*/|(?<=\w\w)\s+)?"
     rf"|/(?P<closed>{_TAG_NAME})\s*)>",
     re.MULTILINE,
 )
@@ -57,7 +62,9 @@ _BLOCK_TAG = re.compile(
     r"(?:br|p|div|li|tr|h[1-6]|hr|table|ul|ol|dl|dt|dd|blockquote|section|article|pre|figure)\Z",
     re.IGNORECASE,
 )
-_ENTITY = re.compile(rf"{_CODE_SPAN}|&(?:[a-zA-Z]{{2,8}}|#[0-9]{{1,7}}|#[xX][0-9a-fA-F]{{1,6}});")
+_ENTITY = re.compile(
+    rf"{_CODE_SPAN}|&(?:[a-zA-Z][a-zA-Z0-9]{{1,31}}|#[0-9]{{1,7}}|#[xX][0-9a-fA-F]{{1,6}});"
+)
 _URL_LINE = re.compile(r"^[ \t]*<?(?:https?|ftp)://[^\s<>]+>?[ \t]*\n?", re.MULTILINE)
 # Empty parentheses stay: in exercises they are where the answer goes.
 _EMPTY_PARENTHESES = re.compile(r"（\s{0,9}[，、；：,;:][\s，、；：,;:]{0,50}）")
@@ -71,6 +78,19 @@ def clean(text: str, options: CleanOptions) -> str:
 
     Takes time linear in the length of the text, whatever its content.
     """
+    text = _normalize_characters(text, options)
+    # Splitting at the capturing group gives prose and fenced code by turns, prose first.
+    parts = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
+    parts[::2] = [_clean_prose(prose, options) for prose in parts[::2]]
+    # Not strip() alone: the indentation of the first line stays, as everywhere.
+    return "".join(parts).strip("\n").rstrip()
+
+
+def _normalize_characters(text: str, options: CleanOptions) -> str:
+    """Return the text without invisible characters, line ends as LF, other spaces as U+0020.
+
+    Then Unicode is normalized as `options` say.
+    """
     # Lone surrogates, which `_INVISIBLE` removes, can only be encoded with "surrogatepass".
     utf32 = text.encode("utf-32-le", "surrogatepass")
     if _needs_cleaning()[np.frombuffer(utf32, dtype="<u4")].any():
@@ -82,23 +102,20 @@ def clean(text: str, options: CleanOptions) -> str:
         text = text.replace("\u2581", "_")
     if options.unicode != "none" and not unicodedata.is_normalized(options.unicode, text):
         text = unicodedata.normalize(options.unicode, text)
-    # Splitting at the capturing group gives prose and fenced code by turns, prose first.
-    parts = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
-    parts[::2] = [_clean_prose(prose, remove_markup=options.markup) for prose in parts[::2]]
-    # Not strip() alone: the indentation of the first line stays, as everywhere.
-    return "".join(parts).strip("\n").rstrip()
+    return text
 
 
-def _clean_prose(text: str, *, remove_markup: bool) -> str:
+def _clean_prose(text: str, options: CleanOptions) -> str:
     """Return text outside of fenced code without superfluous space and, if asked, without markup.
 
     The tests for a substring spare most texts most of the patterns, which are slow.
     """
-    if remove_markup:
+    if options.markup:
         if "<" in text:
             text = _TAG.sub(_replace_tag, text)
         if "&" in text:
-            text = _ENTITY.sub(_replace_entity, text)
+            # An entity is as good as its character: `&#12288;` indents, `&ensp;` parts words.
+            text = _normalize_characters(_ENTITY.sub(_replace_entity, text), options)
             # Not only after the entities, which attributes contain: `title="&quot;"`.
             if "<" in text:
                 text = _TAG.sub(_replace_tag, text)
@@ -131,12 +148,7 @@ def _replace_entity(match: re.Match[str]) -> str:
     # Not html.unescape alone: it also replaces the beginning of a name, `&para` in `&param;`.
     if match[0][1] != "#" and match[0][1:] not in html.entities.html5:
         return match[0]
-    character = html.unescape(match[0])
-    if character == "\xa0":
-        return " "
-    # Invisible characters are removed, as in `clean`, and U+2581, the tokenizer's symbol for a
-    # space.
-    return character if character.isprintable() and character != "\u2581" else ""
+    return html.unescape(match[0])
 
 
 def rejection_reason(text: str, options: CleanOptions) -> str | None:

@@ -17,13 +17,11 @@ class ParagraphDivider:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Look up, for each id, whether its text ends a line, a blank line or a sentence."""
         texts = [tokenizer.decode_bytes([index]) for index in range(tokenizer.vocab_size)]
+        self._texts = texts
         self._is_line_end = np.array([bool(text) and not text.strip(b"\n") for text in texts])
         self._ends_line = np.array([text.endswith(b"\n") for text in texts])
         self._ends_blank_line = np.array([text.endswith(b"\n\n") for text in texts])
         self._ends_sentence = np.array([text.endswith(_SENTENCE_ENDS) for text in texts])
-        self._begins_sentence = np.array(
-            [not text.startswith((b"\n", *_SENTENCE_ENDS, *_CLOSING_MARKS)) for text in texts]
-        )
 
     def divide(self, ids: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the beginning of a document, and its end of at most `max_tokens` tokens.
@@ -78,4 +76,10 @@ class ParagraphDivider:
 
     def _find_sentences(self, ids: np.ndarray) -> np.ndarray:
         """Return where the sentences begin that follow another one in their line, int64[k]."""
-        return np.flatnonzero(self._ends_sentence[ids[1:-2]] & self._begins_sentence[ids[2:-1]]) + 2
+        starts = np.flatnonzero(self._ends_sentence[ids[1:-2]]) + 2
+        # A mark without an id of its own is three of a byte each.
+        texts = [b"".join([self._texts[i] for i in ids[start : start + 3]]) for start in starts]
+        begins_sentence = [
+            not text.startswith((b"\n", *_SENTENCE_ENDS, *_CLOSING_MARKS)) for text in texts
+        ]
+        return starts[np.array(begins_sentence, dtype=bool)]

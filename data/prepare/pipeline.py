@@ -419,5 +419,6 @@ def _format_unlisted_fields(report: dict[str, Any]) -> str:
     """Return the fields of a report that no source reads or has a rule for."""
     counts = ", ".join(f"{name} ({count:,})" for name, count in report["unlisted_fields"].items())
     return (
-        f"fields that are not read, in how many records: {counts}; is any of them part of a text?"
+        f"fields that are not read, in how many records: {counts}; is any of them part of a text, "
+        "or a mark not to train on it?"
     )

@@ -50,7 +50,7 @@ def describe_encoding(data: bytes, path: Path | None = None) -> str:
     For example "not UTF-8 but GBK: convert it: iconv -f gb18030 -t utf-8". With `path`, the command
     is a whole one.
     """
-    encoding = _guess_encoding(data[:_SAMPLE_BYTES])
+    encoding = guess_encoding(data)
     if encoding is None:
         return (
             f"not UTF-8 (byte 0x{_first_bad_byte(data):02x}), nor GBK, Big5 or UTF-16: correct it"
@@ -62,8 +62,9 @@ def describe_encoding(data: bytes, path: Path | None = None) -> str:
     return f"not UTF-8 but {_NAMES[encoding]}: convert it: {command}"
 
 
-def _guess_encoding(data: bytes) -> str | None:
+def guess_encoding(data: bytes) -> str | None:
     """Return the likely encoding of bytes that are not UTF-8, as iconv calls it, or None."""
+    data = data[:_SAMPLE_BYTES]
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return encoding

@@ -27,11 +27,12 @@ HEAD_BYTES = 1 << 16
 PARQUET_BATCH_ROWS = 256
 PLAIN_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 # What a folder cloned from a hub has beside its data: documents about it, its metadata, scripts and
-# pictures.
+# pictures. Records are not about data, whatever their name: `license_questions.jsonl`.
 _ABOUT_DATA = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation|changelog|contributing|code_of_conduct)"
-    r"([._-][^/]*)?"
-    r"|(dataset_infos?|dataset_dict|state|configuration)\.json"
+    r"(readme|licen[cs]e|copying|notice|authors|citation|changelog|contribut(ing|ors)"
+    r"|code_of_conduct|requirements)"
+    r"([._-](?!.*(jsonl?|parquet|[ct]sv)(\.gz)?\Z).*)?"
+    r"|(dataset_infos?|dataset_dict|state|config|configuration|croissant|metadata)\.json"
     r"|(md5|sha\d+)sums?(\.txt)?",
     re.IGNORECASE,
 )
@@ -47,6 +48,8 @@ _ARCHIVE_MAGIC = {
     b"BZh": "bzip2",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+# What a clone without Git LFS has in the place of a large file.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WHITESPACE = b" \t\r\n\v\f"
 # How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError: these are
 # caught before OSError.
@@ -81,7 +84,7 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
         files = []
         for match in _match_input(input_):
             in_match = list(_walk_files(match))
-            about_data = set(_select_about_data(in_match) if match.is_dir() else ())
+            about_data = set(_select_about_data(in_match))
             files += [file for file in in_match if file not in about_data]
         for file in files:
             if file.exists() and not file.is_file():
@@ -105,7 +108,6 @@ def print_files_about_data(inputs: list[str]) -> None:
         str(file.relative_to(folder))
         for input_ in inputs
         for folder in _match_input(input_)
-        if folder.is_dir()
         for file in _select_about_data(list(_walk_files(folder)))
     ]
     if names:
@@ -132,11 +134,14 @@ def _match_input(input_: str) -> list[Path]:
 def _select_about_data(files: list[Path]) -> list[Path]:
     """Return those files of a folder that are about its data, or none if all of them are.
 
-    Notes in Markdown alone are data, but not the README and the license beside them.
+    A file that is named itself is the only one, so it is read.
+
+    Notes in Markdown alone are data, but not the README, the license and the pictures beside them.
     """
-    by_name = [file for file in files if _ABOUT_DATA.fullmatch(file.name)]
-    by_suffix = [file for file in files if file.suffix.lower() in _ABOUT_DATA_SUFFIXES]
-    for about_data in ({*by_name, *by_suffix}, set(by_name)):
+    by_name = {file for file in files if _ABOUT_DATA.fullmatch(file.name)}
+    by_suffix = {file for file in files if file.suffix.lower() in _ABOUT_DATA_SUFFIXES}
+    notes = {file for file in by_suffix if file.suffix.lower() == ".md"}
+    for about_data in (by_name | by_suffix, by_name | (by_suffix - notes), by_name):
         if len(about_data) < len(files):
             return [file for file in files if file in about_data]
     return []
@@ -388,9 +393,14 @@ def _open_file(path: Path) -> io.BufferedReader:
 def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
     """Return a stream of the decompressed content, the file itself if it is not compressed.
 
-    Raises UserError for archives of other kinds than gzip.
+    Raises UserError for archives of other kinds than gzip, and for pointers of Git LFS.
     """
-    magic = file.peek(8)[:8]
+    magic = file.peek(8)
+    if magic.startswith(_LFS_POINTER):
+        raise UserError(
+            f"{file.name}: is a pointer of Git LFS, not the data itself: get the data with git lfs "
+            "pull in its folder"
+        )
     for archive_magic, archive_kind in _ARCHIVE_MAGIC.items():
         if magic.startswith(archive_magic):
             raise UserError(

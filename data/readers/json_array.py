@@ -33,9 +33,13 @@ _TRANSITIONS = {
     ("comma", ","): "element",
 }
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
-# Names under which an object has the list of all records, in lower case: of Hugging Face, SQuAD,
+# Names under which an object has the list of all records: of Hugging Face, SQuAD,
 # database tools (Navicat's RECORDS) and web services. No source has a list of objects under them.
-_LIST_KEYS = {"data", "rows", "records", "examples", "items", "instances", "dataset", "train"}
+_LIST_KEY = re.compile(
+    "data|dataset|rows|records|examples|samples|items|instances|entries|results|list"
+    "|train|validation|valid|dev|test",
+    re.IGNORECASE,
+)
 _LIST_START = re.compile(r"\[[ \t\r\n]*\{")
 
 
@@ -130,7 +134,7 @@ class JsonArrayReader:
                 _, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
                 end = len(self._buffer)
-                problem = f"not valid JSON: {error.msg}"
+                problem = f"not valid JSON: {error.msg}{_describe_fault(self._buffer, error.pos)}"
                 # Text may be missing at the end of the buffer (see _END_MARGIN).
                 is_string_open = error.msg.startswith("Unterminated string")
                 needs_more = is_string_open or error.pos > end - _END_MARGIN
@@ -235,6 +239,16 @@ class JsonArrayReader:
             self._opening = re.compile(r"\{[ \t\r\n]*" + first_key + r"[ \t\r\n]*:")
 
 
+def _describe_fault(text: str, position: int) -> str:
+    """Return the end of a message that says what is at a place where JSON is faulty, or ""."""
+    fault = text[position : position + 1]
+    if fault == "'":
+        return "; this is Python's notation: write it with json.dumps"
+    if fault and fault in "}]" and text[:position].rstrip().endswith(","):
+        return f"; there is a comma before {fault}: remove it"
+    return ""
+
+
 def find_layout(head: bytes) -> tuple[JsonLayout, int] | None:
     """Return how a file that begins with these bytes is JSON over several lines, or None.
 
@@ -245,22 +259,34 @@ def find_layout(head: bytes) -> tuple[JsonLayout, int] | None:
     if text[start : start + 1] == "[":
         return None if _has_lines_of_objects(text) else ("list", 0)
     if text[start : start + 1] != "{":
-        return None
+        # One bad line, such as a message of a program, may come before JSON over several lines.
+        rest = text.partition("\n")[2] if text[start : start + 1] else ""
+        if _LIST_START.match(rest):
+            return None if _has_lines_of_objects(rest) else ("list", 0)
+        return ("values", 0) if _is_over_several_lines(rest) else None
     list_start = _find_list_in_object(text, start)
     if list_start is not None:
         return "list in object", len(text[:list_start].encode("utf-8", "surrogateescape"))
-    # JSON that goes on from the first line into the second. A first line that is damaged does not:
-    # its fault is at its end, where the second begins, or before.
+    return ("values", 0) if _is_over_several_lines(text) else None
+
+
+def _is_over_several_lines(text: str) -> bool:
+    """Return whether a text begins with an object that goes on from its first line into the second.
+
+    A first line that is damaged does not: its fault is at its end, where the second begins, or
+    before. One that ends with a colon takes the second for a value, and lines of objects follow.
+    """
+    start = _skip_space(text, 0)
     first_line_end = text.find("\n", start)
-    if first_line_end < 0:
-        return None
+    if text[start : start + 1] != "{" or first_line_end < 0:
+        return False
     try:
         _, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        end = error.pos
+        return error.pos > _skip_space(text, first_line_end) and not _has_lines_of_objects(text)
     except RecursionError:
-        return None
-    return ("values", 0) if end > _skip_space(text, first_line_end) else None
+        return False
+    return end > _skip_space(text, first_line_end)
 
 
 def _has_lines_of_objects(text: str) -> bool:
@@ -284,9 +310,11 @@ def _has_lines_of_objects(text: str) -> bool:
 def _find_list_in_object(text: str, start: int) -> int | None:
     """Return where the list of records begins in an object that has one under a usual name.
 
-    The object begins at `start`. The result is None if there is no such list, or if the object ends
-    and more text follows, so that objects are records themselves.
+    The object begins at `start`. The result is None if there is no such list, or if another object
+    follows, so that objects are records themselves.
     """
+    if _is_before_object(text, start):
+        return None
     position = start + 1
     while True:
         position = _skip_space(text, position)
@@ -296,7 +324,7 @@ def _find_list_in_object(text: str, start: int) -> int | None:
             if not isinstance(key, str) or text[position : position + 1] != ":":
                 return None
             position = _skip_space(text, position + 1)
-            if key.lower() in _LIST_KEYS and _LIST_START.match(text, position):
+            if _LIST_KEY.fullmatch(key) and _LIST_START.match(text, position):
                 return None if _has_lines_of_objects(text) else position
             _, position = _DECODER.raw_decode(text, position)
         except (json.JSONDecodeError, RecursionError):
@@ -305,6 +333,16 @@ def _find_list_in_object(text: str, start: int) -> int | None:
         if text[position : position + 1] != ",":
             return None
         position += 1
+
+
+def _is_before_object(text: str, start: int) -> bool:
+    """Return whether the value that begins at `start` is whole and an object comes after it."""
+    try:
+        _, end = _DECODER.raw_decode(text, start)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    end = _skip_space(text, end)
+    return text[end : end + 1] == "{"
 
 
 def _skip_space(text: str, position: int) -> int:

@@ -17,7 +17,7 @@ from data.readers.files import (
 from data.records import BadRecord
 
 # What JSON and markup have; their first line may be made of short pieces, too.
-_NOT_IN_NAMES = frozenset('{}[]<>":')
+_NOT_IN_NAMES = frozenset('{}[]<>"')
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -25,8 +25,9 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 class TableHeader:
     """The first line of a table: names of columns in lower case, and how cells are written.
 
-    In a quoted table, as spreadsheets write it, a cell in quotation marks may have the delimiter
-    and line ends in it, and a doubled quotation mark is one. In any other every character counts.
+    A column without a name, such as the index that pandas writes, has an empty one. In a quoted
+    table, as spreadsheets write it, a cell in quotation marks may have the delimiter and line ends
+    in it, and a doubled quotation mark is one. In any other every character counts.
     """
 
     names: tuple[str, ...]
@@ -37,18 +38,20 @@ class TableHeader:
 def find_header(file_head: bytes) -> TableHeader | None:
     """Return the first line of a file that begins with these bytes as column names, or None.
 
-    None stands for a line of one cell, of JSON or of markup, and for names that are empty or
-    repeated. The caller tells whether they are names of columns.
+    None stands for a line of one name, of JSON or of markup, and for repeated names. The caller
+    tells whether they are names of columns.
     """
     lines = file_head.decode("utf-8", "ignore").split("\n")
-    first_line = next((line for line in lines if line.strip()), "")
+    # Spreadsheets write an empty row as its delimiters.
+    first_line = next((line for line in lines if line.strip(", \t\r")), "")
     for delimiter in "\t,":
         cells = [cell.strip() for cell in first_line.strip("\r\n").split(delimiter)]
         names = tuple(
             (cell[1:-1] if _QUOTED.fullmatch(cell) else cell).strip().lower() for cell in cells
         )
-        is_unique = all(names) and len(set(names)) == len(names)
-        if len(names) > 1 and is_unique and _NOT_IN_NAMES.isdisjoint("".join(names)):
+        given = [name for name in names if name]
+        is_unique = len(set(given)) == len(given)
+        if len(given) > 1 and is_unique and _NOT_IN_NAMES.isdisjoint("".join(given)):
             # Tabs do not occur in text, so that programs other than spreadsheets do not quote.
             is_quoted = delimiter == "," or _has_quoted_cells(file_head)
             return TableHeader(names, delimiter, is_quoted)
@@ -76,8 +79,8 @@ def read_table(
     """Yield the rows below the header as JSON objects of text.
 
     `key_by_column` has the key for the name of each column that is read; the others are not. A row
-    of another number of cells, or whose quotation marks do not close, becomes a BadRecord. The
-    header itself is not a record, nor is one that is repeated where tables were joined.
+    of another number of cells, or whose quotation marks do not close, becomes a BadRecord. No
+    record is a row of empty cells, and the header, also repeated where tables were joined.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     name = str(path)
@@ -118,7 +121,7 @@ def read_table(
 
 
 def _read_row(lines: Iterator[str], header: TableHeader) -> tuple[list[str] | None, str | None]:
-    """Return (cells, problem) of the next row; no cells for a blank line, None at the end."""
+    """Return (cells, problem) of the next row; no cells if all are empty, None at the end."""
     if not header.is_quoted:
         line = next(lines, None)
         if line is None:
@@ -129,4 +132,4 @@ def _read_row(lines: Iterator[str], header: TableHeader) -> tuple[list[str] | No
         row = next(csv.reader(lines, delimiter=header.delimiter, strict=True), None)
     except csv.Error as error:
         return [], f"quotation marks of this row do not fit ({error})"
-    return row, None
+    return (row if row is None or any(map(str.strip, row)) else []), None

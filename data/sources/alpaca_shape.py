@@ -10,7 +10,7 @@ from data.readers.hub import HubDataset
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, list_keys, parse_json_object, require_text
 from data.sources.dialogue import Message, build_conversation
-from data.sources.fields import Fields
+from data.sources.fields import Fields, has_loss, split_marks
 
 _QUESTION_FIELDS = ("instruction", "input", "query")
 _ANSWER_FIELDS = ("output", "target", "response")
@@ -20,8 +20,8 @@ def parse_alpaca(data: bytes) -> Conversation:
     """Return the turns of the history, then one of the instruction, input and output.
 
     The last question is the instruction and the input, one line each. A system text is for the
-    whole conversation. Raises SchemaError if a field is missing or not text, or if there are
-    several answers.
+    whole conversation. A list of marks has one for each text of the history, the question and the
+    answer. Raises SchemaError if a field is missing or not text, or if there are several answers.
     """
     row = parse_json_object(data)
     if not {"instruction", "input", "query"} & row.keys():
@@ -34,13 +34,18 @@ def parse_alpaca(data: bytes) -> Conversation:
     messages: list[Message] = []
     if row.get("system") is not None:
         messages.append(Message("system", require_text(row, "system")))
-    messages += _parse_history(row.get("history"))
+    history = _parse_history(row.get("history"))
+    *history_marks, _, answer_marks = split_marks(row, len(history) + 2)
+    for number, (message, marks) in enumerate(zip(history, history_marks, strict=True)):
+        is_trained = message.speaker == "human" or has_loss(marks, "", f"history {number // 2 + 1}")
+        messages.append(message._replace(has_loss=is_trained))
     for field in _QUESTION_FIELDS:
         if row.get(field) is not None:
             messages.append(Message("human", require_text(row, field)))
     # Without an answer, the error names `output`.
     answer_field = answer_fields[0] if answer_fields else "output"
-    messages.append(Message("assistant", require_text(row, answer_field)))
+    is_trained = has_loss(answer_marks, "", "the answer")
+    messages.append(Message("assistant", require_text(row, answer_field), is_trained))
     # Consecutive messages of the human are joined there, one line each.
     return build_conversation(messages)
 
@@ -67,7 +72,10 @@ def _is_alpaca(row: dict[str, Any], is_list: bool) -> bool:
     return is_list or "input" not in row
 
 
-FIELDS = Fields(used=frozenset({"system", *_QUESTION_FIELDS, *_ANSWER_FIELDS, "history"}))
+FIELDS = Fields(
+    used=frozenset({"system", *_QUESTION_FIELDS, *_ANSWER_FIELDS, "history"}),
+    message_list="history",
+)
 
 SOURCES = (
     Source(

@@ -11,12 +11,19 @@ from data.sources.base import SchemaError
 
 # What the name of a column says: 论文标题 is a title, 新闻内容 an article. A summary is an article
 # beside a title (CSL's abstracts), and a title beside an article (LCSTS).
-_TITLE_NAME = re.compile(r"title|headline|标题|標題|题目|題目|题名|題名|篇名", re.IGNORECASE)
-_SUMMARY_NAME = re.compile(r"summary|摘要|总结|總結|概要|提要", re.IGNORECASE)
+_TITLE_NAME = re.compile(
+    r"title|headline|标题|標題|题目|題目|题名|題名|篇名|论文名|論文名", re.IGNORECASE
+)
+_SUMMARY_NAME = re.compile(
+    r"summary|highlights|摘要|文摘|总结|總結|概要|提要|简介|簡介", re.IGNORECASE
+)
 _ARTICLE_NAME = re.compile(
-    r"abst|content|text|article|document|body|正文|内容|內容|原文|文章|短文|全文|文本",
+    r"\babs\b|abst|content|text|article|document|passage|news|body|description"
+    r"|正文|内容|內容|原文|文章|短文|全文|文本|新闻|新聞|文档|文檔|微博",
     re.IGNORECASE,
 )
+# 文章编号 and text_length are no texts.
+_NUMBER_NAME = re.compile(r"(?:id|编号|編號|序号|序號|号|长度|len|length|字数)\Z", re.IGNORECASE)
 # Longer cells are titles and articles themselves.
 _MAX_NAME_CHARACTERS = 20
 
@@ -26,16 +33,22 @@ def find_pair_columns(names: Iterable[str]) -> tuple[str, str] | None:
     names = list(names)
     if any(len(name) > _MAX_NAME_CHARACTERS for name in names):
         return None
-    titles = [name for name in names if _TITLE_NAME.search(name)]
-    summaries = [name for name in names if _SUMMARY_NAME.search(name) and name not in titles]
+    titles = _find_names(_TITLE_NAME, names)
+    summaries = [name for name in _find_names(_SUMMARY_NAME, names) if name not in titles]
     articles = [
-        name for name in names if _ARTICLE_NAME.search(name) and name not in titles + summaries
+        name for name in _find_names(_ARTICLE_NAME, names) if name not in titles + summaries
     ]
     if titles and (articles or summaries):
         return (articles or summaries)[0], titles[0]
     if summaries and articles:
         return articles[0], summaries[0]
     return None
+
+
+def _find_names(pattern: re.Pattern[str], names: list[str]) -> list[str]:
+    """Return the names in which a pattern is found, first those that are nothing else."""
+    found = [name for name in names if pattern.search(name) and not _NUMBER_NAME.search(name)]
+    return sorted(found, key=lambda name: pattern.fullmatch(name) is None)
 
 
 @dataclass(frozen=True)

@@ -117,21 +117,27 @@ def _printable_reason(reason: str) -> str:
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """Parse one JSON object; NaN, as pandas writes a missing value, is null.
+    """Parse one JSON object; see `parse_json`. Raises SchemaError for any other value."""
+    row = parse_json(data)
+    if not isinstance(row, dict):
+        raise SchemaError(f"expected a JSON object, not {type(row).__name__}")
+    return row
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse one JSON value; NaN, as pandas writes a missing value, is null.
 
     Raises SchemaError with the likely remedy if the bytes are anything else.
     """
     import orjson
 
     try:
-        row = orjson.loads(data)
+        return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        row = _parse_with_any_number(data)
-        if row is None:
+        value = _parse_with_any_number(data)
+        if value is None:
             raise SchemaError(_describe_json_error(data, error)) from None
-    if not isinstance(row, dict):
-        raise SchemaError(f"expected a JSON object, not {type(row).__name__}")
-    return row
+        return value
 
 
 def _parse_with_any_number(data: bytes) -> Any:

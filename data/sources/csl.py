@@ -11,7 +11,9 @@ stay as released, quotation marks around an abstract included: published scores 
 text. Below a header only, cells that a spreadsheet put in quotation marks lose them.
 """
 
+import itertools
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +38,10 @@ from data.sources.base import SchemaError, Source, parse_json_object, require_te
 _PROMPT = re.compile(r"to [a-z]+")
 _TITLE_PROMPT = "to title"
 _MIN_MATCH_SHARE = 0.9
+# The most characters in the cells of a header that has other names, and how many times as long an
+# abstract is.
+_MAX_HEADER_CELL = 10
+_MIN_HEADER_RATIO = 4
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 
 
@@ -64,6 +70,19 @@ def _has_prompts(file_head: bytes) -> bool:
     rows = _split_rows(file_head)
     prompt_rows = [row for row in rows if len(row) == 3 and _PROMPT.fullmatch(row[0])]
     return len(prompt_rows) > _MIN_MATCH_SHARE * len(rows)
+
+
+def _has_other_header(file_head: bytes) -> bool:
+    """Return whether a table of two columns begins with names that `find_pair_columns` lacks.
+
+    A pair would have a sentence where these have a word.
+    """
+    first, *others = _split_rows(file_head)
+    lengths = [len(row[1]) for row in others if len(row) == 2]
+    if len(first) != 2 or not lengths:
+        return False
+    limit = min(_MAX_HEADER_CELL, statistics.median(lengths) / _MIN_HEADER_RATIO)
+    return max(map(len, first)) <= limit
 
 
 def _split_rows(file_head: bytes) -> list[list[str]]:
@@ -96,7 +115,8 @@ def read_csl(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[Raw
         keys = {table.article: "abst", table.title: "title"}
         return read_table(path, table.header, keys, on_bytes_read)
     if is_csl_table(head):
-        return read_lines(path, on_bytes_read)
+        rows = read_lines(path, on_bytes_read)
+        return itertools.islice(rows, 1, None) if _has_other_header(head) else rows
     return read_records(path, on_bytes_read)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from data.records import Conversation, Turn
 from data.sources.base import SchemaError, SkipRecordError, strip_blank_lines
-from data.sources.fields import NOTHING_TO_TRAIN, UNSUPPORTED_ROLES
+from data.sources.fields import NOTHING_TO_TRAIN, UNSUPPORTED_ROLES, snake_case
 
 # A system message is an instruction to the assistant, for the whole conversation.
 Speaker = Literal["system", "human", "assistant"]
@@ -144,10 +144,10 @@ def resolve_speaker(role: Any, roles: dict[str, Speaker], number: int) -> Speake
 
     Raises SkipRecordError for a tool, and SchemaError for any other role.
     """
-    if isinstance(role, str) and role in UNSUPPORTED_ROLES:
+    if isinstance(role, str) and role in roles:
+        return roles[role]
+    if isinstance(role, str) and snake_case(role) in UNSUPPORTED_ROLES:
         raise SkipRecordError(f"unsupported role {role}")
-    if not isinstance(role, str) or role not in roles:
-        raise SchemaError(
-            f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"
-        )
-    return roles[role]
+    raise SchemaError(
+        f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"
+    )

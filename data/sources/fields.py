@@ -6,6 +6,8 @@ and counted by field. Fields that no list has are reported, because some of them
 is said, too.
 """
 
+import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +26,12 @@ PREFERENCE_FIELDS = _names(
     "chosen rejected rejected_response rejected_responses rejected_messages kto_tag"
 )
 # Marks that tell by 0 or false that an answer is not trained on: OpenAI's fine-tuning and Mistral
-# (weight), XTuner and ms-swift (loss), LLaMA-Factory (loss_weight), Axolotl (train, training).
-# torchtune tells so by true (masked).
+# (weight), XTuner and ms-swift (loss, loss_scale), LLaMA-Factory (loss_weight), Axolotl (train,
+# training). torchtune tells so by true (masked).
 _INVERSE_MARK = "masked"
-_VALUE_MARKS = _names(f"weight loss loss_weight loss_mask train training trainable {_INVERSE_MARK}")
+_VALUE_MARKS = _names(
+    f"weight loss loss_scale loss_weight loss_mask train training trainable {_INVERSE_MARK}"
+)
 # Axolotl marks parts of an answer: a list of begin_offset, end_offset (included), train.
 _DETAIL_MARK = "train_detail"
 MESSAGE_MARKS = _VALUE_MARKS | {_DETAIL_MARK}
@@ -48,12 +52,14 @@ HARMLESS = _names(
 )
 UNSUPPORTED = PREFERENCE_FIELDS | _names(
     "reasoning_content reasoning reasoning_details reasoning_text thinking thinking_blocks "
-    "thinking_content thought thoughts think cot chain_of_thought rationale scratchpad "
+    "thinking_content thinking_process thought thoughts think cot complex_cot chain_of_thought "
+    "rationale scratchpad "
     "tools tool tool_call tool_calls tool_choice tool_call_id tool_response tool_responses "
-    "tool_result tool_results function functions function_call function_calls api apis plugins "
+    "tool_result tool_results tool_output tool_outputs functions function function_call "
+    "function_calls function_response function_result api apis plugin plugins "
     "observation observations "
-    "image images image_url image_urls img video videos audio audios media file files attachment "
-    "attachments objects "
+    "image images image_url image_urls image_path image_paths img video videos video_path audio "
+    "audios audio_path media file files attachment attachments objects "
     "system system_prompt system_message history context contexts document documents knowledge "
     "passage passages reference references search_results evidence "
     "mask refusal"
@@ -65,12 +71,10 @@ UNSUPPORTED_CONTENT = UNSUPPORTED | _names(
     "tool_use server_tool_use redacted_thinking"
 )
 # Roles of messages that are neither a human's nor the assistant's.
-UNSUPPORTED_ROLES = _names(
-    "tool tool_call tool_calls tool_response tool_result tool_results function function_call "
-    "function_response observation ipython environment"
-)
-# Texts that stand for no value.
-_EMPTY_TEXTS = ("", "[]", "{}", "null", "None")
+UNSUPPORTED_ROLES = UNSUPPORTED | _names("ipython interpreter execution environment")
+# Texts that stand for no value, in small letters and without white space.
+_EMPTY_TEXTS = ("", "[]", "{}", "null", "none", "nan")
+_CAMEL_CASE = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Fields:
     """The fields of a record, or of a message in it.
 
     `used` are those that the source reads, `harmless` those that are not part of what is said, and
-    `unsupported` those that are; the first list that has a field counts. `messages` are the fields
-    of the objects in the list `message_list`.
+    `unsupported` those that are; the first list that has a field counts. `message_list` is the
+    field of the messages, which may have marks in lists beside them. `messages` are the fields of
+    the objects in it.
     """
 
     used: frozenset[str]
@@ -91,15 +96,18 @@ class Fields:
     def check(self, row: dict[str, Any]) -> set[str]:
         """Return the fields of a record that no list has and whose value may be something said.
 
-        Numbers and truth values are not. Raises SkipRecordError if the record or one of its
-        messages has an unsupported field with a value, or if the record is marked as one not to
+        Numbers are not; a truth value may be a mark. Raises SkipRecordError if the record or one of
+        its messages has an unsupported field with a value, or if the record is marked as one not to
         train on, and SchemaError if such a mark cannot be read.
         """
         unlisted = self._check_object(row)
-        # A list has the marks of the messages, which the source reads.
-        marks = {name: row[name] for name in row if name in _VALUE_MARKS}
-        if self.messages is not None:
-            marks = {name: mark for name, mark in marks.items() if not isinstance(mark, list)}
+        marks = {name: row[name] for name in row if name in MESSAGE_MARKS}
+        for name, mark in marks.items():
+            # A list has the marks of the messages, which the source reads, or of parts of a text.
+            is_list = isinstance(mark, list) and bool(mark)
+            if is_list and (not self.message_list or name == _DETAIL_MARK):
+                raise SkipRecordError(f"unsupported field {name}")
+        marks = {name: mark for name, mark in marks.items() if not isinstance(mark, list)}
         if not has_loss(marks, "", "the record"):
             raise SkipRecordError(NOTHING_TO_TRAIN)
         messages = row.get(self.message_list)
@@ -113,21 +121,52 @@ class Fields:
         """Check one object; see `check`."""
         unlisted = set()
         for name, value in row.items():
-            if name in self.used or name in MESSAGE_MARKS or not _is_set(name, value):
+            if name in self.used or name in MESSAGE_MARKS:
                 continue
+            key = snake_case(name)
             # A label that is true or false tells whether the answer is a good one.
-            if name in self.unsupported or (name == "label" and isinstance(value, bool)):
+            is_label = isinstance(value, bool) and (key in PREFERENCE_FIELDS or key == "label")
+            if is_label or (key in self.unsupported and _is_set(value)):
                 raise SkipRecordError(f"unsupported field {name}")
-            if name not in self.harmless and isinstance(value, (str, list, dict)):
+            is_known = key in self.harmless or key in self.unsupported
+            is_text = isinstance(value, (str, list, dict)) and _is_set(value)
+            if not is_known and (is_text or isinstance(value, bool)):
                 unlisted.add(name)
         return unlisted
 
 
-def _is_set(name: str, value: Any) -> bool:
-    """Return whether a field has a value: not null and, unless it may be a label, not empty."""
-    if isinstance(value, bool) and (name in PREFERENCE_FIELDS or name == "label"):
-        return True
-    return value.strip() not in _EMPTY_TEXTS if isinstance(value, str) else bool(value)
+@functools.lru_cache(maxsize=1024)
+def snake_case(name: str) -> str:
+    """Return a name as the lists above have it: `toolCalls` and `Tool-Calls` are `tool_calls`."""
+    return _CAMEL_CASE.sub("_", name).replace("-", "_").lower()
+
+
+def list_preference_fields(row: dict[str, Any]) -> list[str]:
+    """Return the fields of a record that are preference data and have a value, sorted."""
+    fields = PREFERENCE_FIELDS & row.keys()
+    return sorted(name for name in fields if row[name] is False or _is_set(row[name]))
+
+
+def _is_set(value: Any) -> bool:
+    """Return whether anything in a value is set: not null, false or 0, and no empty text or list.
+
+    Tables give every record all fields, down to `[{"name": null}]`.
+    """
+    # Without recursion: JSON may be nested as deep as Python's stack.
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, str):
+            text = value.strip()
+            if len(text) > 9 or "".join(text.split()).lower() not in _EMPTY_TEXTS:
+                return True
+        elif value:
+            return True
+    return False
 
 
 def split_marks(row: dict[str, Any], num_messages: int) -> list[dict[str, Any]]:

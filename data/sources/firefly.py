@@ -9,7 +9,7 @@ from data.sources.fields import Fields, has_loss, split_marks
 
 
 def parse_firefly(data: bytes) -> Conversation:
-    """Return the turns; a text in `system` becomes the beginning of the first question.
+    """Return the turns, and the system text.
 
     Raises SchemaError if there is no list of turns, or if a text is missing or not text.
     """

@@ -123,8 +123,10 @@ def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
     if not data.lstrip().startswith(b"<"):
         row = parse_json_object(data)
         summary = build_summary(require_text(row, "text"), require_text(row, "summary"))
-        # PART_I has no labels: in a table of all parts its cells are empty.
-        label = str(row[_LABEL]).strip() or None if row.get(_LABEL) is not None else None
+        # PART_I has no labels: in a table of all parts its cells are empty, and pandas, which has
+        # no integer for that, writes the others as 5.0.
+        value = row.get(_LABEL)
+        label = str(value).strip().removesuffix(".0") or None if value is not None else None
     else:
         text = decode_utf8(data)
         label = _tag_text(text, _LABEL)

@@ -3,7 +3,13 @@
 from typing import Any
 
 from data.records import Conversation
-from data.sources.base import SchemaError, SkipRecordError, Source, parse_json_object
+from data.sources.base import (
+    SchemaError,
+    SkipRecordError,
+    Source,
+    parse_json_object,
+    require_text,
+)
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 from data.sources.fields import (
     MESSAGE_UNSUPPORTED,
@@ -20,10 +26,12 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "developer": "system",
     "assistant": "assistant",
 }
+# OpenAI's two interfaces differ in the names of a part that is text.
+_TEXT_CONTENT = ("text", "input_text", "output_text")
 
 
 def parse_openai(data: bytes) -> Conversation:
-    """Return the messages as turns, and the system text.
+    """Return the messages as turns, and the system text: `system`, system messages, or both.
 
     Raises SchemaError if there is no list of messages, for content without text, for unknown roles,
     and as `build_conversation` does; SkipRecordError for the content and the roles of other media
@@ -39,8 +47,10 @@ def parse_openai(data: bytes) -> Conversation:
 
 
 def read_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]:
-    """Return the messages {"role", "content"} of a record; see `parse_openai`."""
+    """Return the text in `system` and the messages {"role", "content"}; see `parse_openai`."""
     messages: list[Message] = []
+    if row.get("system") is not None:
+        messages.append(Message("system", require_text(row, "system")))
     list_marks = split_marks(row, len(raw_messages))
     for number, (message, marks) in enumerate(zip(raw_messages, list_marks, strict=True), 1):
         if not isinstance(message, dict):
@@ -55,10 +65,10 @@ def read_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]
 
 
 def _message_text(content: Any, number: int) -> str:
-    """Return the text of message `number`: a string, or parts of the type `text`, one line each.
+    """Return the text of message `number`: a string, or parts that are text, one line each.
 
-    Raises SkipRecordError for parts of another type, such as an image, and SchemaError for anything
-    else.
+    A part names its type, or has it as its only key. Raises SkipRecordError for parts of another
+    type, such as an image, and SchemaError for anything else.
     """
     if isinstance(content, str):
         return content
@@ -66,10 +76,11 @@ def _message_text(content: Any, number: int) -> str:
         raise SchemaError(f"message {number} has no text in 'content'")
     texts = []
     for part in content:
-        part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
+        is_object = isinstance(part, dict)
+        part_type = part.get("type", next(iter(part), None)) if is_object else type(part).__name__
         if isinstance(part_type, str) and part_type in UNSUPPORTED_CONTENT:
             raise SkipRecordError(f"unsupported content {part_type}")
-        if part_type != "text" or not isinstance(part.get("text"), str):
+        if part_type not in _TEXT_CONTENT or not isinstance(part.get("text"), str):
             raise SchemaError(f"message {number} has a part that is not text ({part_type!r})")
         texts.append(part["text"])
     return "\n".join(texts)
@@ -81,7 +92,7 @@ def _has_messages(row: dict[str, Any], _is_list: bool) -> bool:
 
 
 FIELDS = Fields(
-    used=frozenset({"messages"}),
+    used=frozenset({"messages", "system"}),
     message_list="messages",
     messages=Fields(used=frozenset({"role", "content"}), unsupported=MESSAGE_UNSUPPORTED),
 )

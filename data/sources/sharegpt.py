@@ -32,11 +32,11 @@ def parse_sharegpt(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
         )
+    if any(isinstance(message, dict) and "role" in message for message in raw_messages):
+        return build_conversation(read_messages(row, raw_messages))
     messages: list[Message] = []
     if row.get("system") is not None:
         messages.append(Message("system", require_text(row, "system")))
-    if any(isinstance(message, dict) and "role" in message for message in raw_messages):
-        return build_conversation(messages + read_messages(row, raw_messages))
     list_marks = split_marks(row, len(raw_messages))
     for number, (message, marks) in enumerate(zip(raw_messages, list_marks, strict=True), 1):
         if not isinstance(message, dict):

@@ -15,6 +15,9 @@ from data.sources.base import SchemaError, Source, parse_json_object, require_te
 # The body has no braces, except those of templates, and no LaTeX: `{a}-{b^2}-{c}` is a formula.
 _VARIANT_MARKUP = re.compile(r"-\{([^{}\\^]*(?:\{\{[^{}]*\}\}[^{}\\^]*)*)\}-")
 _VARIANT_FLAGS = frozenset("ATRDHN-")
+# Up to a `;` that does not end an entity.
+_RULE = re.compile("(?:&[#a-zA-Z0-9]{1,31};|[^;])+")
+_NOT_FLAGS = re.compile("[^A-Za-z;+ -]")
 _VARIANT_NAMES = {
     "zh": "原文",
     "zh-hans": "简体",
@@ -38,14 +41,18 @@ _TEMPLATE = re.compile(
     r"|(?:#[a-z]{2,20}|[A-Z]{2,30}):(?=\S)[^{}\\^_]{0,2000})\}\}"
 )
 _REFERENCE = re.compile(
-    r"<ref(?:\s{1,9}[a-z]{1,20}\s{0,9}=[^<>]{0,300})?(?:\s{0,9}/>|>[^<]{0,2000}</ref>)",
+    r"<ref(?:\s{1,9}[a-z]{1,20}\s{0,9}=[^<>]{0,300})?\s{0,9}"
+    r"(?:/>|>(?:[^<]|<(?!/?ref\b)){0,2000}</ref\s{0,9}>)",
     re.IGNORECASE,
+)
+_ESCAPED_REFERENCE_TAG = re.compile(
+    r"&lt;(/?ref\b(?:[^<>&]|&(?![lg]t;)){0,300})&gt;", re.IGNORECASE
 )
 _LINK = re.compile(r"\[\[([^\[\]]{1,1000})\]\]")
 _EXTERNAL_LINK = re.compile(r"\[https?://[^\s\[\]]{1,1000}[ ]?([^\[\]\n]{0,500})\]")
-# Codes of other Wikipedias are in small letters: `Re:` and `CSI:` begin titles.
+# Codes of other Wikipedias are in small letters: `Re:` and `CSI:` begin titles, `std::` is code.
 _NON_TEXT_NAMESPACE = re.compile(
-    r"(?:(?i:file|image|category)|文件|档案|图像|图片|分类|[a-z]{2,3}(?:-[a-z]{2,9}){0,2}):"
+    r"(?:(?i:file|image|category)|文件|档案|图像|图片|分类|[a-z]{2,3}(?:-[a-z]{2,9}){0,2}):(?!:)"
 )
 # Alignment alone does not make a line an image: `left|right` is text.
 _IMAGE_LINE = re.compile(
@@ -139,10 +146,14 @@ def strip_markup(text: str) -> str:
         # One pass removes the innermost templates.
         for _ in range(3):
             text = _TEMPLATE.sub("", text)
-    if "<ref" in text:
+    if "&lt;" in text:
+        text = _ESCAPED_REFERENCE_TAG.sub(r"<\1>", text)
+    if "<" in text:
         text = _REFERENCE.sub("", text)
     if "[" in text:
-        text = _LINK.sub(lambda match: _link_text(match[1]), text)
+        # Twice for links in the caption of a picture.
+        for _ in range(2):
+            text = _LINK.sub(lambda match: _link_text(match[1]), text)
         text = _EXTERNAL_LINK.sub(r"\1", text)
     if "|" in text:
         text = _IMAGE_LINE.sub("", text)
@@ -169,7 +180,9 @@ def _resolve_variant(match: re.Match[str]) -> str:
     head, separator, rest = match[1].partition("|")
     flags = {flag.strip() for flag in head.split(";")} if separator else set()
     flags &= _VARIANT_FLAGS | _VARIANT_NAMES.keys()
-    body = rest if flags else match[1]
+    # Flags that do not exist have no effect, but names of wordings and links are no flags.
+    is_unknown_flag = separator and not _NOT_FLAGS.search(head)
+    body = rest if flags or is_unknown_flag else match[1]
     if "R" in flags:
         return _protect(body)
     if "N" in flags:
@@ -205,16 +218,16 @@ def _parse_variant_rules(body: str) -> list[tuple[str, str, str]]:
     """
     starts: list[tuple[str, str]] = []
     wordings: list[list[str]] = []
-    for part in body.replace("=&gt;", "=>").split(";"):
+    for part in _RULE.findall(body.replace("=&gt;", "=>")):
         head, colon, wording = part.partition(":")
         original, _, variant = head.rpartition("=>")
         variant = variant.strip().lower()
         if colon and variant in _VARIANT_NAMES:
             starts.append((original.strip(), variant))
             wordings.append([wording])
-        elif not starts:
-            return []
         elif part.strip():
+            if not starts:
+                return []
             wordings[-1].append(part)
     return [
         (original, variant, ";".join(parts).strip())
@@ -235,13 +248,14 @@ def _remove_marks(text: str) -> str:
 def _link_text(body: str) -> str:
     """Return the visible text of the link [[body]]: all of it, or what follows the last `|`.
 
-    Returns "" for files, categories and links to other languages, and [[body]] if it is code: a
-    test of a shell or a list of lists.
+    If nothing follows, it is what stands before. Returns "" for files, categories and links to
+    other languages, and [[body]] if it is code: a test of a shell or a list of lists.
     """
     is_numbers = "," in body and not body.strip("0123456789+-., ")
     if is_numbers or body.startswith((" ", '"', "'")):
         return f"[[{body}]]"
-    return "" if _NON_TEXT_NAMESPACE.match(body) else body.rpartition("|")[2]
+    target, _, text = body.rpartition("|")
+    return "" if _NON_TEXT_NAMESPACE.match(body) else text or target
 
 
 def parse_wikipedia(data: bytes) -> Document:

@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from common.progress import progress_bar
 from data.corpora.detect import detect_source
 from data.corpora.sample import SAMPLE_PRETRAIN_FOLDER
 from data.readers.files import expand_inputs, print_files_about_data
 from data.records import Document
 from data.sources import SOURCES, find_source
-from data.sources.base import SchemaError, Source
+from data.sources.base import SchemaError, Source, parse_json
 from data.usable_records import UsableRecords
 
+_SOURCE_ADVICE = "--source NAME or SOURCE=PATH"
 # The tags of LCSTS's pseudo-XML, such as <doc id=0> and </summary>.
 _TAG = re.compile(r"</?[a-z_]+(?: id=\d+)?>")
 # Files of the sample's dev and test splits; LCSTS calls them PART_II and PART_III.
@@ -29,10 +28,10 @@ def parse_strings(data: bytes) -> Document:
     URLs. Raises SchemaError if the JSON is nested too deeply.
     """
     try:
-        strings = list(_iter_strings(orjson.loads(data)))
+        strings = list(_iter_strings(parse_json(data)))
     except RecursionError:
         raise SchemaError("nested too deeply") from None
-    except orjson.JSONDecodeError:
+    except SchemaError:
         text = _TAG.sub("", data.decode("utf-8", errors="ignore"))
         strings = text.strip().split("\t")
     return Document("\n".join(string for string in strings if not string.isascii()))
@@ -80,7 +79,7 @@ def resolve_source_files(
         input_source, path = _split_source(input_)
         print_files_about_data([path])
         for file in expand_inputs([path]):
-            name = input_source or default_source or detect_source([file])
+            name = input_source or default_source or detect_source([file], _SOURCE_ADVICE)
             # `strings` is a source of this command only and not registered in `data.sources`.
             source = STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name)
             source_files.append((source, file))
@@ -111,4 +110,4 @@ def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
         )
         for record in records:
             yield record.plain_text()
-    records.check_bad_share("name the right source: --source NAME or SOURCE=PATH")
+    records.check_bad_share(f"name the right source: {_SOURCE_ADVICE}")

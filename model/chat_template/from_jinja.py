@@ -33,8 +33,9 @@ _SAMPLE_QUESTION = "问题乙"
 _SAMPLE_ANSWER = "回答丙"
 _SAMPLE_FOLLOW_UP = "问题丁"
 # The conversations that are compared have these system texts and this white space around their
-# messages (some templates strip it), and these numbers of messages.
-_SYSTEMS_AND_PADS = (("", ""), ("", " \n "), (_SAMPLE_REFERENCE, ""))
+# messages (some templates strip it), and these numbers of messages. There are no line ends in the
+# white space: messages come here without blank lines around them, which our own Jinja removes.
+_SYSTEMS_AND_PADS = (("", ""), ("", " \t"), (_SAMPLE_REFERENCE, ""))
 _MESSAGE_COUNTS = (1, 3, 5)
 # Wall-clock limit of the sandboxed process, which limits its own CPU time.
 _TIMEOUT_SECONDS = 60

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, read_json, write_atomic, write_json
 from model.chat_template.template import TEMPLATE_FILE, load_template
-from model.chat_template.to_jinja import export_jinja_template
+from model.chat_template.to_jinja import PRETRAINED_COMMENT, export_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
@@ -66,6 +66,8 @@ def export_hf(
     jinja_template = export_jinja_template(template, tokenizer, checkpoint_folder)
     # Without a template file, as in runs that were only pretrained, `template` is the default one.
     is_conversational = (checkpoint_folder / TEMPLATE_FILE).is_file()
+    if not is_conversational:
+        jinja_template = PRETRAINED_COMMENT + jinja_template
     with atomic_folder(out, {"format": EXPORT_FORMAT, "exported_from": str(checkpoint)}) as folder:
         files = _save_weights(tensors, folder, max_shard_size)
         config_values = {

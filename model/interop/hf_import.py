@@ -11,7 +11,7 @@ from common.files import atomic_folder, read_json, read_limited, write_checksumm
 from common.machine import collect_environment
 from model.chat_template.from_jinja import UnsupportedTemplateError, infer_template
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
-from model.chat_template.to_jinja import build_jinja_template
+from model.chat_template.to_jinja import PRETRAINED_COMMENT, build_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.interop.hf_export import is_export
@@ -159,15 +159,18 @@ def _load_tokenizer(
     source = _read_chat_template(folder, imported)
     if not source:
         return imported, None, f"{_DEFAULT_TEMPLATE_NOTE}: it has no chat template"
-    # An export of this project that another program has saved again.
-    if source == build_jinja_template(Template()):
-        return imported, Template(), _DEFAULT_TEMPLATE_NOTE
     if not isinstance(source, str):
         return (
             imported,
             None,
             f"{_DEFAULT_TEMPLATE_NOTE}: it has several chat templates; keep one and import again",
         )
+    # An export of this project that another program has saved again, perhaps with other line ends:
+    # white space between the tags has no effect.
+    own_source = source.removeprefix(PRETRAINED_COMMENT.rstrip())
+    if own_source.split() == build_jinja_template(Template()).split():
+        template = Template() if own_source == source else None
+        return imported, template, _DEFAULT_TEMPLATE_NOTE
     try:
         template, answer_end_id = infer_template(source, imported)
     except UnsupportedTemplateError as error:

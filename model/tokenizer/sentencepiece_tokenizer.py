@@ -66,8 +66,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self.encode_batch(texts, num_threads)
 
     def _build_pieces(self) -> list[Piece]:
-        model = parse_sentencepiece_model(self.serialized, TOKENIZER_FILE)
-        return [Piece(item.piece, item.score, item.type) for item in model.pieces]
+        return _read_pieces(self.serialized)
 
     def _build_bytes_per_id(self) -> list[bytes]:
         return [_piece_bytes(piece) for piece in self.pieces]
@@ -105,6 +104,13 @@ class _ModelFile:
 def _normalize(file: _ModelFile) -> tuple[bytes, NormalizationChanges]:
     """Normalize a file as `normalize_model` does, only once for the same bytes."""
     return normalize_model(file.data, file.name)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_pieces(serialized: bytes) -> list[Piece]:
+    """Return the vocabulary of a model, read only once for the same bytes."""
+    model = parse_sentencepiece_model(serialized, TOKENIZER_FILE)
+    return [Piece(item.piece, item.score, item.type) for item in model.pieces]
 
 
 def _piece_bytes(piece: Piece) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,14 @@ import pytest
 import torch
 
 from chat.__main__ import main
+from common import run_layout
 from common.errors import run_main
+from common.files import write_checksummed_json
+from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
+from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.config import LlamaConfig
@@ -110,6 +118,34 @@ def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("endless")
     weights.save_checkpoint(model, tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
+    """The first records of two parts of the sample, prepared as `make sft DATA=…` does it."""
+    prepared = tmp_path_factory.mktemp("prepared")
+    shard_sets = {}
+    for name in ("redgpt", "csl"):
+        folder = prepared / f"sample-{name}-0123abcd"
+        group = SourceGroup(name, (str(SAMPLE_SFT_FILES[name].train[0]),))
+        corpus = {"name": f"sample-{name}", "parts": []}
+        options = PrepareOptions(workers=1, limit=5)
+        prepare_groups([group], folder, SMALL_TOKENIZER, options, corpus=corpus)
+        shard_sets[name] = ShardSet.open(folder)
+    return shard_sets
+
+
+def write_run_on(folder: Path, checkpoint: Path, trained_on: list[ShardSet]) -> Path:
+    """Write a run that was trained on these sets, with a copy of a checkpoint as its step 1.
+
+    Return the folder of the step.
+    """
+    step_folder = run_layout.step_folder(folder, 1)
+    shutil.copytree(checkpoint, step_folder)
+    data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
+    folders = [str(each.folder) for each in trained_on]
+    write_checksummed_json(folder / "run.json", {"shards": folders, "fingerprints": {"data": data}})
+    return step_folder
 
 
 def chat_arguments(checkpoint: Path, options: tuple[str, ...]) -> list[str]:

@@ -148,6 +148,7 @@ def test_damaged_checkpoint_fallback_is_reported_in_chinese(
 def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
     """Prevents a traceback, an endless wait, or English for names that cannot be used."""
     (tmp_path / "gbk.txt").write_bytes("资料".encode("gb18030"))
+    (tmp_path / "utf 16.txt").write_bytes("资料".encode("utf-16"))
     (tmp_path / "large.txt").write_bytes(b"x" * ((1 << 20) + 1))
     not_a_directory = "（路径中间有一段是文件，不是目录）"
     expected_errors = [
@@ -155,7 +156,8 @@ def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
         ("/资料 @a\0b", "不能包含空字符"),
         ("/资料 @/dev/zero", "超过 1 MB"),
         (f"/资料 @{tmp_path}/large.txt", "超过 1 MB"),
-        (f"/资料 @{tmp_path}/gbk.txt", "不是 UTF-8 文本"),
+        (f"/资料 @{tmp_path}/gbk.txt", "iconv -f gb18030"),
+        (f"/资料 @{tmp_path}/utf 16.txt", f"iconv -f utf-16 -t utf-8 '{tmp_path}/utf 16.txt'"),
         (f"/资料 @{tmp_path}/{'名' * 300}", "无法读取（文件名太长）"),
         (f"/资料 @{tmp_path}/gbk.txt/x", f"无法读取{not_a_directory}"),
         (f"/资料 @{tmp_path}", "无法读取（是目录，不是文件）"),

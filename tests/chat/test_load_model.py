@@ -9,7 +9,7 @@ import torch
 from chat import load_model
 from common import run_layout
 from common.errors import UserError
-from common.files import write_checksummed_json, write_json, write_manifest
+from common.files import write_json, write_manifest
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
@@ -19,6 +19,7 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from tests.chat.conftest import write_run_on
 
 CPU = torch.device("cpu")
 SOURCE_FILES = {
@@ -148,11 +149,9 @@ def hint_of_run(
     run: Path, tokenizer: Tokenizer, trained_on: list[ShardSet], *, has_template: bool = True
 ) -> str | None:
     """Return the hint for a run that was trained on these sets."""
-    step_folder = run_layout.step_folder(run, 1)
-    save_tiny_model(step_folder, tokenizer, has_template=has_template)
-    data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
-    folders = [str(each.folder) for each in trained_on]
-    write_checksummed_json(run / "run.json", {"shards": folders, "fingerprints": {"data": data}})
+    checkpoint = run.with_name(f"{run.name}-checkpoint")
+    save_tiny_model(checkpoint, tokenizer, has_template=has_template)
+    step_folder = write_run_on(run, checkpoint, trained_on)
     return load_model.capability_hint(load_model.load_chat_model(step_folder, CPU, "fp32"))
 
 
@@ -163,7 +162,26 @@ def test_model_trained_on_summaries_alone_gets_a_hint(
     """Prevents nonsense in answer to 你好 without a word about what the model can do."""
     hint = hint_of_run(tmp_path / "titles", tokenizer, [shard_sets["csl"]])
     assert hint is not None and hint.startswith("提示：这个模型微调时只学过给文章拟标题")
-    assert "请为下面的文章写一个标题：" in hint
+    assert "请为下面的文章写一个标题：" in hint and "/示例" not in hint
+
+
+@pytest.mark.slow
+def test_model_trained_on_the_sample_gets_a_hint_with_examples(
+    sample_sets: dict[str, ShardSet],
+    shard_sets: dict[str, ShardSet],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    """Prevents a first conversation with 你好, which the sample's model cannot answer."""
+    reading = hint_of_run(tmp_path / "reading", tokenizer, [sample_sets["redgpt"]])
+    assert reading is not None and "回答关于这段资料的问题" in reading and "/资料" in reading
+    titles = hint_of_run(tmp_path / "titles", tokenizer, [sample_sets["csl"]])
+    assert titles is not None and "给文章拟标题" in titles
+    # What is true of one part alone is not said of a mixture.
+    both = [sample_sets["csl"], sample_sets["redgpt"]]
+    assert hint_of_run(tmp_path / "both", tokenizer, both) == reading
+    for hint in (reading, titles):
+        assert "/示例（或 /example" in hint and "\n" not in hint
 
 
 def test_pretrained_model_gets_a_hint(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from model.tokenizer.base import Tokenizer
 
 REFERENCE = "青禾镇在河边，镇上的人都会划船。" * 8
 QUESTION = "为什么？"
+SYSTEM = "你是一名船夫。"
 TURNS = [(f"第{n}问，" + "很长" * (n % 4) + "？", f"这是第{n}个回答。") for n in range(12)]
 
 
-def encode(tokenizer: Tokenizer, turns: list[tuple[str, str]], reference: str) -> list[int]:
-    return Template().encode_prompt(tokenizer, turns, QUESTION, reference)
+def encode(
+    tokenizer: Tokenizer, turns: list[tuple[str, str]], reference: str, system: str = ""
+) -> list[int]:
+    return Template().encode_prompt(tokenizer, turns, QUESTION, reference, system)
 
 
 @pytest.mark.parametrize("truncate_reference", [False, True])
@@ -36,9 +39,9 @@ def test_prompt_matches_template(tokenizer: Tokenizer, truncate_reference: bool)
 def test_only_as_many_oldest_turns_as_necessary_are_dropped(
     tokenizer: Tokenizer, truncate_reference: bool
 ) -> None:
-    """Prevents a full context that loses the reference, the newest turns, or too many turns."""
+    """Prevents a full context that loses reference, system text, newest turns, or too many."""
     for num_dropped in range(len(TURNS) + 1):
-        ids = encode(tokenizer, TURNS[num_dropped:], REFERENCE)
+        ids = encode(tokenizer, TURNS[num_dropped:], REFERENCE, SYSTEM)
         for budget in (len(ids), len(ids) + 1):
             prompt = fit_prompt(
                 tokenizer,
@@ -48,6 +51,7 @@ def test_only_as_many_oldest_turns_as_necessary_are_dropped(
                 REFERENCE,
                 budget,
                 truncate_reference=truncate_reference,
+                system=SYSTEM,
             )
             assert prompt.ids == ids and prompt.num_dropped_turns == num_dropped
             assert prompt.num_reference_characters == len(REFERENCE)

@@ -71,12 +71,12 @@ def setting(
     return build
 
 
-def build_messages(roles: str) -> Messages:
-    """Return numbered messages of the roles that the letters stand for."""
+def build_messages(roles: str, pad: str = "") -> Messages:
+    """Return numbered messages of the roles that the letters stand for, with `pad` around them."""
     names = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
     texts = {"s": SYSTEM, "d": SYSTEM, "u": QUESTION, "a": ANSWER}
     return [
-        {"role": names[letter], "content": f"{texts[letter]}{number}"}
+        {"role": names[letter], "content": f"{pad}{texts[letter]}{number}{pad}"}
         for number, letter in enumerate(roles)
     ]
 
@@ -93,16 +93,19 @@ def training_ids(setting: Setting, record: Conversation) -> tuple[list[int], lis
     return ids, ids[: spans[-1][0]]
 
 
-def serving_ids(setting: Setting, messages: Messages) -> list[int]:
-    """Return the ids of the prompt that the server makes of messages."""
-    request = parse_request(orjson.dumps({"model": "m", "messages": messages}))
+def serving_ids(setting: Setting, messages: Messages, *passages: str) -> list[int]:
+    """Return the ids of the prompt that the server makes of messages, and of a passage if any."""
+    documents = [{"text": passage} for passage in passages]
+    request = parse_request(
+        orjson.dumps({"model": "m", "messages": messages, "documents": documents})
+    )
     conversation = conversation_from_messages(request.messages)
     return fit_prompt(
         setting.tokenizer,
         setting.template,
         conversation.turns,
         conversation.question,
-        "",
+        request.documents[0].text if documents else "",
         10_000,
         truncate_reference=False,
         system=conversation.system,
@@ -128,7 +131,8 @@ def test_same_messages_give_same_ids(name: str, setting: Callable[[str], Setting
     """Prevents a system text that is trained in one place and used in another."""
     chosen = setting(name)
     for roles in (*ALTERNATING, *JOINED):
-        messages = build_messages(roles)
+        # Blank lines around messages, which chat templates of others may keep.
+        messages = build_messages(roles, " \r\n" if name == "ours" else "")
         record = read_record("openai", {"messages": messages})
         ids, prompt = training_ids(chosen, record)
         assert serving_ids(chosen, messages[:-1]) == prompt, roles
@@ -156,6 +160,11 @@ def test_every_schema_gives_the_same_record(roles: str) -> None:
     alpaca = {"instruction": texts[-2], "input": "", "output": texts[-1], "history": history}
     speakers = ("human", "gpt")
     sharegpt = [{"from": speakers[number % 2], "value": text} for number, text in enumerate(texts)]
+    swift = {"query": texts[-2], "response": texts[-1], "history": history}
+    firefly = [
+        {"human": question, "assistant": answer}
+        for question, answer in zip(texts[::2], texts[1::2], strict=True)
+    ]
     sharegpt_system = {"from": "system", "value": system["content"]}
     for source, row in (
         ("alpaca", {"system": system["content"], **alpaca}),
@@ -163,6 +172,10 @@ def test_every_schema_gives_the_same_record(roles: str) -> None:
         ("sharegpt", {"system": system["content"], "conversations": sharegpt}),
         ("sharegpt", {"conversations": [sharegpt_system, *sharegpt]}),
         ("openai", {"messages": [{**system, "role": "developer"}, *messages]}),
+        ("openai", {"system": system["content"], "messages": messages}),
+        ("ms-swift", {"system": system["content"], **swift}),
+        ("firefly", {"system": system["content"], "conversation": firefly}),
+        ("sharegpt", {"system": system["content"], "conversations": messages}),
     ):
         assert read_record(source, row) == expected, source
 
@@ -175,6 +188,15 @@ def test_content_in_parts_is_served_as_it_is_trained(tokenizer: Tokenizer) -> No
     row = {"messages": [*messages, {"role": "assistant", "content": ANSWER}]}
     _, prompt = training_ids(ours, read_record("openai", row))
     assert serving_ids(ours, messages) == prompt
+
+
+def test_passage_is_served_as_it_is_trained(tokenizer: Tokenizer) -> None:
+    """Prevents a passage whose first paragraph loses its indentation in the server only."""
+    passage = "\n　　第一段。\n　　第二段。\n"
+    ours = Setting(tokenizer, Template(), None)
+    row = {"reference": passage, "dialogue": f"Human: {QUESTION}\nAssistant: {ANSWER}"}
+    _, prompt = training_ids(ours, read_record("redgpt", row))
+    assert serving_ids(ours, [{"role": "user", "content": QUESTION}], passage) == prompt
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Tests of the start and exit of a command."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_closed_pipe_is_no_success(root: Path) -> None:
     [
         (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "interrupted\n"),
     ],
 )
 def test_user_error_exits_with_2_without_traceback(

@@ -312,6 +312,8 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
         ('{"prediction": "甲"}', "line 3: has no string 'reference'"),
         ('{"prediction": null, "reference": "乙"}', "line 3: has no string 'prediction'"),
         ('["甲", "乙"]', "line 3: has no string 'prediction'"),
+        # 甲乙 in GBK, as surrogateescape carries it.
+        ('{"prediction": "\udcbc\udcd7\udcd2\udcd2"}', "line 3: not UTF-8 but GBK: .* iconv"),
     ],
 )
 def test_bad_line_error_names_the_line(
@@ -319,7 +321,8 @@ def test_bad_line_error_names_the_line(
 ) -> None:
     """Prevents lines that are silently left out of the score."""
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
+    text = '{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=f"p.jsonl {message}"):
         run_command(rouge, "--score", file)
 
@@ -353,6 +356,6 @@ def test_rouge_command_end_to_end(tmp_path: Path) -> None:
     done = processes.run_command("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
     assert (
         done.returncode == 2
-        and "line 1: not valid JSON" in done.stderr
+        and "line 1: not UTF-8" in done.stderr
         and "Traceback" not in done.stderr
     ), done.stderr

@@ -287,7 +287,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
     ],
 )
 @given(data=st.data())
-@settings(QUICK, max_examples=20)
+@settings(QUICK, max_examples=12)
 def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
     folders: dict[str, Path], tmp_path: Path, folder: str, name: str, data: st.DataObject
 ) -> None:

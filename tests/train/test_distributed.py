@@ -350,6 +350,17 @@ def test_indivisible_batch_error_suggests_valid_sizes(monkeypatch: pytest.Monkey
         distributed.check_rows_divisible(8, 64)
 
 
+def test_gathered_model_keeps_what_is_not_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catch samples under FSDP that hold ids without a token, or are of another length."""
+    monkeypatch.setattr(distributed, "is_sharded", lambda _: True)
+    monkeypatch.setattr(distributed, "full_tensor", lambda tensor: tensor)
+    model = Llama(LlamaConfig(9, num_key_value_heads=4, **TINY_SHAPE)).init_weights(0)
+    model.trained_context, model.unused_ids = 5, (7, 8)
+    whole = distributed.gather_model(model)
+    assert whole is not model and torch.equal(whole.lm_head.weight, model.lm_head.weight)
+    assert (whole.trained_context, whole.unused_ids) == (5, (7, 8))
+
+
 def test_single_process_is_not_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catch a process group, a wrapper or a copy that a single process pays for."""
     monkeypatch.setenv("WORLD_SIZE", "1")

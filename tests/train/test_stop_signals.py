@@ -1,8 +1,10 @@
-"""The duplicates of a stop signal, which systemd, Slurm and torchrun send."""
+"""The duplicates of a stop signal, which systemd, Slurm and torchrun send; exit codes."""
 
+import importlib
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +17,9 @@ from train.stop_signals import (
 
 
 @pytest.fixture
-def stop_request() -> Iterator[StopRequest]:
-    """Return a request, and restore the signal handlers of the test process afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield StopRequest(lambda: None)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
+def stop_request(default_signal_handlers: None) -> StopRequest:
+    """Return a request without a signal."""
+    return StopRequest(lambda: None)
 
 
 def test_duplicate_after_training_is_ignored(stop_request: StopRequest) -> None:
@@ -54,5 +52,20 @@ def test_later_signal_ends_the_process(
         now = seconds - 0.1
         signal.raise_signal(signal.SIGTERM)
         now = seconds + 0.1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(KeyboardInterrupt) as ended:
+                signal.raise_signal(number)
+            # The exit code is that of the signal.
+            assert ended.value.args == (number,)
+
+
+@pytest.mark.parametrize(("command", "function"), [("pretrain", "pretrain"), ("sft", "fine_tune")])
+def test_command_ends_with_the_code_of_its_run(
+    command: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a script from going on after one of the two commands was stopped."""
+    stopped = 128 + signal.SIGTERM
+    monkeypatch.setattr(f"train.{command}_run.{function}", lambda _options: stopped)
+    arguments = [command, "--data", "redgpt", "--run", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert importlib.import_module(f"train.{command}").main() == stopped

@@ -123,7 +123,7 @@ def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set
 
 @pytest.mark.slow
 def test_early_stop_is_not_recorded_before_its_evaluation_is_complete(
-    tmp_path: Path, shard_set: Path
+    tmp_path: Path, shard_set: Path, default_signal_handlers: None
 ) -> None:
     """Catch a run that counts as stopped early although a signal cut off its last evaluation."""
     folder = tmp_path / "run"

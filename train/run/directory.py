@@ -133,8 +133,10 @@ class RunDir:
                 "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
                 f"values again; they are in {self.folder / CONFIG_FILE}"
             )
-            if all(difference.startswith(_LENGTH_FINGERPRINTS) for difference in differences):
-                # The learning rate of every step depends on the length of the run.
+            # The learning rate of every step depends on the length of the run, and the model of a
+            # run that starts from another one is that one's.
+            has_other_length = any(line.startswith(_LENGTH_FINGERPRINTS) for line in differences)
+            if has_other_length and not any(line.startswith("model") for line in differences):
                 remedy = (
                     "the length of a run is fixed from its start; to train its model longer, start "
                     f"another run from it: {shlex.quote(f'BASE={self.folder}')} RUN=runs/NAME "
@@ -144,8 +146,8 @@ class RunDir:
             if any(difference.startswith("data: ") for difference in differences):
                 remedy += (
                     "; or, if only the version of this program has changed, which prepares the "
-                    f"data in another form now, train the weights on: BASE={self.folder} (--base) "
-                    "with another RUN"
+                    "data in another form now, train the weights on: "
+                    f"{shlex.quote(f'BASE={self.folder}')} (--base) with another RUN"
                 )
             lines = [
                 f"{self.folder} was started with other values (old -> new):",

@@ -5,6 +5,7 @@ they get to `run_training`.
 """
 
 import contextlib
+import shlex
 from pathlib import Path
 
 import torch
@@ -147,5 +148,5 @@ def _describe_best(trainer: Trainer) -> str:
     # Only a run that stopped early resolves to its best checkpoint, all others to their last.
     if trainer.is_out_of_patience():
         return f", best checkpoint: step {best_step} (which chat, evaluation and export now use)"
-    link = f"{trainer.run.folder}/checkpoints/best"
-    return f", best checkpoint: step {best_step} (make chat RUN={link})"
+    run_argument = shlex.quote(f"RUN={trainer.run.folder}/checkpoints/best")
+    return f", best checkpoint: step {best_step} (make chat {run_argument})"

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import requests
 
+from chat.examples import find_examples
+from data.shards import ShardSet
 from model.decode.generate import generate
 from model.decode.sampling import Sampling
-from tests.chat.conftest import BAI_REFERENCE, GU_REFERENCE, MAYOR_QUESTION
+from tests.chat.conftest import BAI_REFERENCE, GU_REFERENCE, MAYOR_QUESTION, write_run_on
 from tests.helpers.server import ServerHandle, running_server
 
 NAME = "我叫书白。"
@@ -120,6 +122,19 @@ def test_model_list(talking: ServerHandle) -> None:
     models = talking.client.models
     retrieved_model = models.retrieve(talking.model_name)
     assert [each.id for each in models.list()] == [retrieved_model.id] == [talking.model_name]
+
+
+@pytest.mark.slow
+def test_examples_are_listed(
+    talking: ServerHandle, talker: Path, sample_sets: dict[str, ShardSet], tmp_path: Path
+) -> None:
+    """Prevents a page without the examples that the terminal has, or with another model's."""
+    assert requests.get(f"{talking.url}v1/examples", timeout=10).json()["data"] == []
+    run = write_run_on(tmp_path / "run", talker, [sample_sets["redgpt"]])
+    with running_server(run) as server:
+        listed = requests.get(f"{server.url}v1/examples", timeout=10).json()["data"]
+    expected = [(example.reference, example.questions) for example in find_examples(run)]
+    assert [(each["reference"], tuple(each["questions"])) for each in listed] == expected != []
 
 
 def test_openai_client_streams(talking: ServerHandle) -> None:

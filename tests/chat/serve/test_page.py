@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from chat.examples import MAX_EXAMPLES, find_examples
 from chat.serve.page import PAGE_FILE
-from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION
+from data.shards import ShardSet
+from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, write_run_on
 from tests.helpers.browser import Browser
 from tests.helpers.server import running_server
 
@@ -89,6 +91,55 @@ def test_answer_can_be_stopped_and_errors_are_shown(browser: Browser, endless: P
         browser.insert_text("#question", "短")
         browser.press_enter()
         browser.wait_for("document.querySelector('.bad')?.textContent.includes('max_tokens')")
+
+
+@pytest.mark.slow
+def test_example_fills_reference_and_its_questions_can_be_clicked(
+    browser: Browser, talker: Path, sample_sets: dict[str, ShardSet], tmp_path: Path
+) -> None:
+    """Prevents a button that shows a passage which is not sent, or after other turns."""
+    run = write_run_on(tmp_path / "run", talker, [sample_sets["redgpt"], sample_sets["csl"]])
+    found = find_examples(run)
+    first, second, title = found[0], found[1], found[MAX_EXAMPLES]
+    with running_server(talker) as server:
+        browser.open_page(server.url)
+        browser.wait_for("document.querySelector('#model').textContent.includes('256')")
+        assert browser.evaluate("document.querySelector('#example').hidden"), "there is no example"
+    with running_server(run) as server:
+        browser.open_page(server.url)
+        browser.wait_for("!document.querySelector('#example').hidden")
+        browser.evaluate("""{
+            const originalFetch = window.fetch;
+            window.sent = [];
+            window.fetch = (path, options) => {
+                window.sent.push(JSON.parse(options.body));
+                return originalFetch(path, options);
+            };
+        }""")
+        for example in (first, second):
+            browser.click("#example")
+            buttons = "[...document.querySelectorAll('#suggestions button')]"
+            questions = f"{buttons}.map((button) => button.textContent)"
+            browser.wait_for(f"{questions}[0] === {example.questions[0]!r}")
+            assert browser.evaluate(questions) == list(example.questions)
+            shown = browser.evaluate("document.querySelector('#reference').value")
+            assert shown == example.reference
+            browser.click("#suggestions button")
+            browser.wait_for(f"{LAST_ANSWER} && {IS_READY}")
+            request = browser.evaluate("window.sent.pop()")
+            assert request["documents"] == [{"text": example.reference}]
+            assert request["messages"] == [{"role": "user", "content": example.questions[0]}]
+        browser.insert_text("#reference", "另一段。")
+        assert browser.evaluate(f"{buttons}.length") == 0, "they are about another passage"
+        for _ in range(MAX_EXAMPLES - 1):
+            browser.click("#example")
+        browser.wait_for(f"{questions}[0] === {title.questions[0]!r}")
+        browser.click("#suggestions button")
+        browser.wait_for(f"{LAST_ANSWER} && {IS_READY}")
+        request = browser.evaluate("window.sent.pop()")
+        assert "documents" not in request
+        assert request["messages"] == [{"role": "user", "content": title.questions[0]}]
+        assert browser.errors_and_external_requests() == []
 
 
 def test_question_with_interrupted_answer_is_sent_once(browser: Browser, talker: Path) -> None:

@@ -28,7 +28,7 @@ def test_end_of_input_ends_chat(chat: Chat) -> None:
 
 @pytest.mark.slow
 def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
-    """Prevents a reference that is announced but not used, or that outlives `/资料 off`."""
+    """Prevents a reference that is announced but not used, cut, or that outlives `/资料 off`."""
     file = tmp_path / "资料.txt"
     file.write_text(GU_REFERENCE + "\n", encoding="utf-8-sig")
     lines = [
@@ -54,7 +54,11 @@ def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
         "白云飞",
         "我不知道。",
     ], result.err
-    assert chat(MAYOR_QUESTION, "--reference_file", str(file)).out == "顾长河\n"
+    # Training keeps the indentation of a paragraph, too.
+    file.write_text(f"\n　　{GU_REFERENCE}\n", encoding="utf-8")
+    lines = ["/资料", MAYOR_QUESTION]
+    result = chat("\n".join(lines), "--reference_file", str(file))
+    assert result.out == f"　　{GU_REFERENCE}\n顾长河\n"
 
 
 @pytest.mark.slow
@@ -123,6 +127,7 @@ def test_help_lists_all_commands(chat: Chat) -> None:
         "/help",
         "/reference",
         "/wiki",
+        "/example",
         "/temperature",
         "/top_p",
         "/top_k",

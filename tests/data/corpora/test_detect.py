@@ -129,13 +129,33 @@ def read(path: Path) -> tuple[str, int, int]:
     return name, len(records) - num_bad, num_bad
 
 
-@pytest.mark.parametrize("first", ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "["])
+@pytest.mark.parametrize(
+    "first",
+    ["{broken", "[INFO] start", "垃圾", '{"a": 1}', "\0", "{", "[", '{"x":', '{"items": [{}]'],
+)
 def test_bad_first_line_is_one_bad_record(tmp_path: Path, first: str) -> None:
     """Prevents a first line from costing the file, where the same line further down is one."""
     path = tmp_path / "data.jsonl"
     for lines in ([first, *LINES], [*LINES, first]):
         path.write_text("\n".join(lines), encoding="utf-8")
         assert read(path) == ("belle-0.5m", 6, 1)
+
+
+def test_file_of_mostly_unknown_records_is_refused(tmp_path: Path) -> None:
+    """Prevents one record that is known by chance from naming the source of a whole file."""
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([LINES[0], *['{"prompt": "问", "answer": "答"}'] * 2]))
+    with pytest.raises(UserError, match="cannot tell which source reads this"):
+        detect_source([path])
+
+
+def test_bad_line_before_json_over_several_lines_is_one_bad_record(tmp_path: Path) -> None:
+    """Prevents the message of a program before its output from costing the output."""
+    path = tmp_path / "data.json"
+    texts = (json.dumps(ROWS, indent=1), "\n".join(json.dumps(row, indent=1) for row in ROWS))
+    for text in texts:
+        path.write_text(f"INFO: 6 records\n{text}")
+        assert read(path)[1:] == (6, 1)
 
 
 def test_bad_line_before_pseudo_xml_is_one_bad_record(tmp_path: Path) -> None:
@@ -153,7 +173,8 @@ def test_bad_line_before_pseudo_xml_is_one_bad_record(tmp_path: Path) -> None:
         json.dumps(ROWS, indent=1),
         json.dumps({"version": "1", "data": ROWS}, indent=1),
         json.dumps({"version": {"number": [1, {}]}, "RECORDS": ROWS, "count": 6}),
-        json.dumps({"rows": ROWS}, indent=None) + "\n",
+        json.dumps({"samples": ROWS}, indent=None) + "\n",
+        "\n".join(json.dumps({"items": [{"a": 1}], **row}, indent=1) for row in ROWS),
     ],
 )
 @pytest.mark.parametrize("num_bytes", [1 << 20, 7])
@@ -205,6 +226,9 @@ def test_number_that_nobody_reads_costs_no_record(tmp_path: Path, number: str) -
     text = "\n".join(line[:-1] + f', "score": {number}}}' for line in LINES)
     path.write_text(text, encoding="utf-8")
     assert read(path) == ("belle-0.5m", 6, 0)
+    if number == "NaN":
+        path.write_text(text.replace('"input":""', '"input":NaN'), encoding="utf-8")
+        assert read(path) == ("belle-0.5m", 6, 0)
     path.write_text(text.replace("答", "\\ud800"), encoding="utf-8")
     with pytest.raises(UserError, match="line 1: not valid JSON"):
         detect_source([path])
@@ -217,6 +241,8 @@ def test_number_that_nobody_reads_costs_no_record(tmp_path: Path, number: str) -
         (lambda text: text.encode("utf-16"), r"is not UTF-8 but UTF-16: .* -f utf-16 -t"),
         (lambda text: text.replace("}", "},").encode(), r"line 1: .*comma after the object"),
         (lambda text: text.replace('"', "'").encode(), r"line 1: .*Python's notation"),
+        (lambda _: repr(ROWS).encode(), r"line 1: .*Python's notation"),
+        (lambda _: json.dumps(ROWS, indent=1).replace('"\n', '",\n').encode(), "comma before }"),
         (lambda text: text.replace("}", ",}").encode(), r"line 1: .*trailing comma"),
     ],
 )
@@ -229,6 +255,24 @@ def test_message_says_what_was_found(
     with pytest.raises(UserError, match=problem) as caught:
         detect_source([path])
     assert "--source" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.txt", "春天来了。"), ("a.tsv", "标题\t摘要")])
+def test_text_and_tables_in_another_encoding_are_refused(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    """Prevents a command without its file, and advice to allow more bad records."""
+    path = tmp_path / name
+    path.write_bytes("\n".join([text] * 9).encode("gbk"))
+    with pytest.raises(UserError, match=r"not UTF-8 but GBK: convert it: iconv .* > "):
+        detect_source([path])
+
+
+def test_empty_fields_of_preference_data_are_none(tmp_path: Path) -> None:
+    """Prevents a file from being refused for the columns of another in the same data set."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(orjson.dumps({"query": "问", "response": "答", "rejected_response": None}))
+    assert read(path) == ("ms-swift", 1, 0)
 
 
 def test_path_with_a_space_is_quoted_in_the_command(tmp_path: Path) -> None:

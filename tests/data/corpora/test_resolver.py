@@ -16,8 +16,11 @@ from data import download as command
 from data.corpora import resolver, sample
 from data.corpora.manifests import PROJECT_ROOT
 from data.corpora.resolver import resolve_shard_set
+from data.prepare import __main__ as prepare
 from data.prepare.options import PrepareOptions
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from data.tokenizer.texts import resolve_source_files
+from evaluate.input_records import iter_usable_records
 from model.tokenizer import load_tokenizer
 from tests.helpers.prepare import encode_split
 
@@ -290,15 +293,25 @@ def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_folder_cloned_from_a_hub_is_prepared_as_it_is(
-    raw: Path, capsys: pytest.CaptureFixture[str]
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents a README from being read as text, and a clone from having to be tidied up first."""
+    """Prevents a README from being read as text, and files left out without a word."""
     Path("clone/data").mkdir(parents=True)
     raw.rename("clone/data/train.jsonl")
     Path("clone/README.md").write_text("# 数据集\n这是说明。")
     Path("clone/dataset_infos.json").write_text("{}")
     assert read_json(resolve_shard_set("clone") / MANIFEST)["report"]["records"] == 40
-    assert "left out beside the data: README.md, dataset_infos.json (" in capsys.readouterr().out
+    line = "left out beside the data: README.md, dataset_infos.json ("
+    assert line in capsys.readouterr().out
+    assert len(resolve_source_files(["clone"], None)) == 1
+    assert line in capsys.readouterr().out
+    assert len(list(iter_usable_records("jsonl", ["clone"]))) == 40
+    assert line in capsys.readouterr().out
+    tokenizer = ["--tokenizer", str(sample.SMALL_TOKENIZER), "--out", "out", "--workers", "1"]
+    arguments = ["data.prepare", "--source", "jsonl", "--input", "clone", *tokenizer]
+    monkeypatch.setattr(sys, "argv", arguments)
+    prepare.main()
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.slow

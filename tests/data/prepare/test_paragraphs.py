@@ -92,18 +92,25 @@ def test_the_end_is_of_whole_paragraphs(
     ids = np.array(documents.KIND.encode_text(any_tokenizer, f"{beginning}{separator}{end}"))
     num_tokens = len(documents.KIND.encode_text(any_tokenizer, end))
     max_tokens = 3 * num_tokens if end == UNBROKEN else num_tokens
-    parts = ParagraphDivider(any_tokenizer).divide(ids.astype(np.uint16), max_tokens)
+    if separator == "\n\n" or "”" in beginning:
+        # A line more, which would begin within a paragraph or with a quotation mark.
+        max_tokens += len(any_tokenizer.encode(f"”{LINE}"))
+    divider = ParagraphDivider(any_tokenizer)
+    parts = divider.divide(ids.astype(np.uint16), max_tokens)
     assert [any_tokenizer.decode(part.tolist()).rstrip("\n") for part in parts] == [beginning, end]
     for part in parts:
         assert (part[0], part[-1]) == (any_tokenizer.bos_id, any_tokenizer.eod_id)
         assert not np.isin([any_tokenizer.bos_id, any_tokenizer.eod_id], part[1:-1]).any()
+        assert any_tokenizer.decode([int(part[-2])]).strip("\n")
     assert len(parts[1]) <= max_tokens and parts[0].dtype == parts[1].dtype == np.uint16
+    assert len(divider.divide(ids, len(parts[1]) - 1)[1]) < len(parts[1])
 
 
-def test_a_text_without_ends_is_not_divided(any_tokenizer: Tokenizer) -> None:
-    """Prevents a cut within a sentence, and the loss of a text that is not divided."""
+@pytest.mark.parametrize("text", [UNBROKEN, "山。山。"])
+def test_a_text_without_ends_is_not_divided(any_tokenizer: Tokenizer, text: str) -> None:
+    """Prevents a cut within a sentence or a short line, and the loss of a text that stays whole."""
     divider = ParagraphDivider(any_tokenizer)
-    ids = np.array(documents.KIND.encode_text(any_tokenizer, UNBROKEN))
+    ids = np.array(documents.KIND.encode_text(any_tokenizer, text))
     for max_tokens, sizes in ((len(ids) - 1, (len(ids), 0)), (len(ids), (0, len(ids)))):
         assert tuple(map(len, divider.divide(ids, max_tokens))) == sizes
     assert divider.count_smallest_end(ids) == len(ids)

@@ -9,7 +9,8 @@ import pytest
 
 from data.prepare.dedup import text_digest
 from data.prepare.options import DedupOptions, PrepareOptions
-from data.prepare.pipeline import format_report
+from data.prepare.pipeline import format_report, prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import SPLITS, ShardSet
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run
@@ -118,10 +119,16 @@ def test_text_that_cannot_be_divided_stays_in_train(
 def test_copies_of_a_divided_document_are_divided_alike(tokenizer: Path, tmp_path: Path) -> None:
     """Prevents held-out text that a copy, kept on purpose, has in train."""
     path = write_corpus(tmp_path / "a.jsonl", [book(0, 20), book(1, 20), book(0, 20), book(1, 20)])
+    # The dev split of another corpus stays as it is.
+    dev = write_corpus(tmp_path / "dev.jsonl", [book(0, 20), book(1, 20)])
+    groups = [SourceGroup("jsonl", (str(path),)), SourceGroup("jsonl", (str(dev),), (str(dev),))]
     options = PrepareOptions(dedup=DedupOptions(exact=False, near=False))
-    prepare_source("jsonl", [str(path)], tmp_path / "out", tokenizer, options)
+    prepare_groups(groups, tmp_path / "out", tokenizer, options)
     train, validation = (read_split(tmp_path / "out", name) for name in SPLITS)
-    assert validation and not any(end in text for text in train for end in validation)
+    books = {book(0, 20), book(1, 20)}
+    assert books <= train and books <= validation
+    ends = validation - books
+    assert ends and not any(end in text for text in train - books for end in ends)
 
 
 @pytest.mark.slow

@@ -213,15 +213,17 @@ def test_folder_from_a_hub_is_its_data(tmp_path: Path, capsys: pytest.CaptureFix
     """Prevents what is written about data from being read as data, or left out without a word."""
     about = ["README.md", "LICENSE", "Licence.txt", "dataset_infos.json", "dataset_info.json"]
     about += ["docs/card.md", "loader.py", "picture.png", ".gitattributes"]
-    for name in [*about, "data/train.jsonl", "data/readings.txt", "data/statement.json"]:
+    about += ["AUTHORS", "requirements.txt", "config.json"]
+    data = {"train.jsonl", "readings.txt", "statement.json", "license.jsonl", "readme_qa.csv.gz"}
+    for name in [*about, *(f"data/{name}" for name in data)]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     names = {path.name for path in expand_inputs([str(tmp_path)])}
-    assert names == {"train.jsonl", "readings.txt", "statement.json"}
+    assert names == data
     print_files_about_data([str(tmp_path), str(tmp_path / "LICENSE")])
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("left out beside the data: LICENSE, Licence.txt, README.md")
-    assert "and 3 more" in line
+    assert line.startswith("left out beside the data: AUTHORS, LICENSE, Licence.txt,")
+    assert "and 6 more" in line
     # A file that is named, and a folder of such files alone.
     assert len(expand_inputs([str(tmp_path / "README.md"), str(tmp_path / "docs")])) == 2
     print_files_about_data([str(tmp_path / "README.md"), str(tmp_path / "docs")])
@@ -229,8 +231,8 @@ def test_folder_from_a_hub_is_its_data(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_notes_in_markdown_are_data(tmp_path: Path) -> None:
-    """Prevents a folder of Markdown from being empty; its README and license are still not data."""
-    for name in ("a.md", "b.md", "README.md", "LICENSE"):
+    """Prevents a folder of Markdown from being empty, and its pictures from being read."""
+    for name in ("a.md", "b.md", "README.md", "LICENSE", "picture.png"):
         (tmp_path / name).write_text("x")
     assert [path.name for path in expand_inputs([str(tmp_path)])] == ["a.md", "b.md"]
 
@@ -250,6 +252,13 @@ def test_archive_input_error_gives_advice(
     """Prevents an archive from being read as thousands of bad lines."""
     with pytest.raises(UserError, match=f"is a {kind} file: unpack it"):
         list(read_records(write(mark + b"rest")))
+
+
+def test_git_lfs_pointer_error_gives_advice(write: Callable[..., Path]) -> None:
+    """Prevents the pointer in a clone without Git LFS from being trained on as text."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    with pytest.raises(UserError, match="git lfs pull"):
+        list(SOURCES["text"].iter_records(write(pointer)))
 
 
 def test_dangling_link_raises_user_error(tmp_path: Path) -> None:

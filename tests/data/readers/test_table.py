@@ -27,6 +27,7 @@ PAIRS = [Summary(f"{ARTICLE}{number}", f"{TITLE}{number}") for number in range(5
         ("论文标题", "论文摘要", "csl"),
         ("標題", "內容", "csl"),
         ("新闻标题", "新闻内容", "csl"),
+        ("title", "news", "csl"),
         ("摘要", "正文", "csl"),
         ("summary", "content", "csl"),
         ("summary", "text", "lcsts"),
@@ -56,9 +57,27 @@ def test_cells_are_read_as_a_spreadsheet_writes_them(tmp_path: Path) -> None:
     for delimiter in "\t,":
         path = tmp_path / "export.tsv"
         with path.open("w", encoding="utf-8", newline="") as file:
-            rows = [("编号", "标题", "摘要"), (1, pair.title, pair.article), (2, TITLE, ARTICLE)]
-            csv.writer(file, delimiter=delimiter).writerows(rows)
+            # The index of pandas has no name; other names have those of the two columns in them.
+            header = ("", "Unnamed: 0", "文章编号", "期刊标题", "标题", "摘要", "")
+            rows = [
+                (0, 0, 1, "学报", pair.title, pair.article, ""),
+                (1, 1, 2, "", TITLE, ARTICLE, ""),
+            ]
+            empty = [""] * len(header)
+            csv.writer(file, delimiter=delimiter).writerows([empty, header, *rows, empty, empty])
         assert list(SOURCES["csl"].iter_records(path)) == [pair, Summary(ARTICLE, TITLE)]
+
+
+@pytest.mark.parametrize("names", ["名称\t简介", "col1\tcol2", "0\t1"])
+def test_other_names_above_pairs_are_no_example(tmp_path: Path, names: str) -> None:
+    """Prevents a header that no list of names has from being trained on."""
+    rows = [f"{pair.title}\t{pair.article}" for pair in PAIRS]
+    path = tmp_path / "dev.tsv"
+    path.write_text("\n".join([names, *rows]), encoding="utf-8")
+    assert list(SOURCES["csl"].iter_records(path)) == PAIRS
+    # A short pair among short pairs is one.
+    path.write_text("甲\t甲乙丙\n丁\t丁戊己\n", encoding="utf-8")
+    assert len(list(SOURCES["csl"].iter_records(path))) == 2
 
 
 def test_quotation_marks_below_an_added_header_stay(tmp_path: Path) -> None:
@@ -98,10 +117,10 @@ def test_header_before_prompts_is_left_out(tmp_path: Path) -> None:
 def test_lcsts_labels_of_a_table_are_obeyed(tmp_path: Path) -> None:
     """Prevents headlines that do not fit from being trained on where a spreadsheet had the file."""
     path = tmp_path / "PART_II.csv"
-    rows = [f'{label},{TITLE},"{ARTICLE}"' for label in ("2", "3", "")]
+    rows = [f'{label},{TITLE},"{ARTICLE}"' for label in ("2", "2.0", "3.0", "")]
     path.write_text("\n".join(["human_label,summary,short_text", *rows]), encoding="utf-8")
-    pair = Summary(ARTICLE, TITLE)
-    assert list(SOURCES["lcsts"].iter_records(path)) == [SkippedRecord("label below 3"), pair, pair]
+    pair, skipped = Summary(ARTICLE, TITLE), SkippedRecord("label below 3")
+    assert list(SOURCES["lcsts"].iter_records(path)) == [skipped, skipped, pair, pair]
 
 
 def test_bytes_of_cells_are_unchanged(tmp_path: Path) -> None:
@@ -123,7 +142,7 @@ def test_bytes_of_cells_are_unchanged(tmp_path: Path) -> None:
         f"{TITLE}\t{ARTICLE}",
         "标题",
         "title,title",
-        "title,,text",
+        "title,",
         "",
     ],
 )

@@ -347,6 +347,8 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
     assert parse("sharegpt", row) == Conversation((Turn("一", "二"),), system="你是老师。")
     row["conversations"].insert(0, {"from": "system", "value": "说中文。"})
     assert parse("sharegpt", row).system == "你是老师。\n说中文。"
+    row["conversations"] = [MESSAGE, {"role": "assistant", "content": "答"}]
+    assert parse("sharegpt", row) == Conversation((Turn("问", "答"),), system="你是老师。")
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
@@ -375,7 +377,7 @@ def test_empty_system_text_is_no_question(system_text: str) -> None:
 
 def test_openai_content_is_string_or_text_parts() -> None:
     """Prevents messages of several text parts from being refused."""
-    parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
+    parts = [{"type": "text", "text": "一"}, {"type": "output_text", "text": "二"}]
     texts = [
         ("developer", "说中文。"),
         ("user", parts),
@@ -437,6 +439,7 @@ def marks(name: str, row: object) -> list[bool]:
         ({"loss": None}, True),
         ({"loss": True}, True),
         ({"loss_weight": 0}, False),
+        ({"loss_scale": 0.0}, False),
         ({"train": False}, False),
         ({"training": False}, False),
         ({"trainable": False}, False),
@@ -466,6 +469,11 @@ def test_a_list_of_marks_belongs_to_the_messages() -> None:
     """Prevents marks beside the messages from being ignored."""
     messages = [MESSAGE, {"role": "assistant", "content": "答"}] * 2
     assert marks("openai", {"messages": messages, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    texts = [HUMAN, {"from": "gpt", "value": "答"}] * 2
+    assert marks("sharegpt", {"conversations": texts, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    row = {"query": "问", "response": "答", "history": [["问", "答"]]}
+    assert marks("ms-swift", {**row, "loss_mask": [0, 0, 0, 1]}) == [False, True]
+    assert marks("alpaca", {**row, "loss_mask": [1, 1, 0, 0]}) == [True, False]
     pairs = [{"human": "问", "assistant": "答"}] * 2
     assert marks("firefly", {"conversation": pairs, "loss": [False, True]}) == [False, True]
 

@@ -114,9 +114,10 @@ def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[.
 
 def test_mnbvc_qa_answer_keeps_its_indentation() -> None:
     """Prevents an answer of code that does not run."""
-    row = {"问": "\n如何写？\n", "答": "\n    x = 1\n    return x\n", "元数据": {"回答明细": " \n"}}
+    code = "\n    x = 1\n    return x\n"
+    row = {"问": "\n如何写？\n", "答": code, "元数据": {"问题明细": code * 2, "回答明细": " \n"}}
     document = SOURCES["mnbvc_qa"].parse(orjson.dumps(row))
-    assert document == Document("如何写？\n    x = 1\n    return x")
+    assert document == Document(f"如何写？{code}{code}{code[1:-1]}")
 
 
 def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Path]) -> None:
@@ -212,6 +213,12 @@ def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: P
         ("[http://a.b 官网]", "官网"),
         (r"$\frac{{a}}{b}$ 与 x^{{2}_{3}}", r"$\frac{{a}}{b}$ 与 x^{{2}_{3}}"),
         ("甲<ref group='a' name=b>书</ref>乙", "甲乙"),
+        (
+            "甲<REF >若 x<y，<i>书</i></ref >乙&lt;ref name=&quot;a&quot;&gt;书&lt;/ref&gt;丙",
+            "甲乙丙",
+        ),
+        ("[[甲 (乙)|]]和[[File:a.jpg|缩略图|见[[北京市|北京]]]]", "甲 (乙)和"),
+        ("[[std::vector]]", "std::vector"),
         ("{{DEFAULTSORT:Zhang San}}{{#if:a|b}}{{NoteTA\n|1=甲}}乙", "乙"),
         ("[[en:Mathematics]][[zh-min-nan:甲]]乙", "乙"),
         ("右|缩略图|200px|一张图\n甲__NOTOC__", "\n甲"),
@@ -239,15 +246,16 @@ def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> N
     [
         # Lists without a flag
         ("-{zh-hans:软件; zh-hant:軟體}-", "软件"),
-        ("-{zh-tw:部落格; zh-cn:博客; zh-hk:網誌;}-", "博客"),
+        ("-{zh-tw:部落格; zh-hans:部落; ZH-CN:博客於; zh-hk:網誌;}-", "博客於"),
         ("-{ zh-hk : 甲 ; zh-sg : 乙 ; }-", "乙"),
         ("-{zh-tw:軟體; zh-hk:軟件}-", "软体"),
         ("-{zh:軟體; zh-tw:部落格}-", "软体"),
         ("-{zh-hant:;zh-hans:;}-", ""),
-        ("-{zh-cn:甲;乙&nbsp;丙; zh-tw:丁}-", "甲;乙&nbsp;丙"),
+        ("-{zh-cn:甲;乙&nbsp;; zh-tw:丁}-", "甲;乙&nbsp;"),
         (f"-{{zh-tw:{'長' * 600}; zh-cn:短}}-", "短"),
         # Protected text is not converted.
-        ("於-{於}-是-{R|於}-", "于於是於"),
+        ("於-{於}-是-{R|zh-cn:於}-", "于於是zh-cn:於"),
+        ("甲\ufdd0-{於}-\ufdd1", "甲於"),
         ("-{}-甲-{ }-", "甲 "),
         ("-{比分 3:2}-", "比分 3:2"),
         ("-{[[甲|乙]]}-", "[[甲|乙]]"),
@@ -257,6 +265,7 @@ def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> N
         ("甲-{H|zh-cn:博客; zh-tw:部落格;}--{-|zh-cn:a;zh-tw:b}--{T|zh-hans:甲;zh-hant:乙}-", "甲"),
         ("-{A|zh-cn:软件; zh-tw:軟體;}-甲-{A|乙}-", "软件甲乙"),
         ("-{A;T|zh-cn:软件; zh-tw:軟體}--{H;T|甲}--{ H |甲}-", "软件"),
+        ("-{h|於}--{X;+|;zh-cn:软件; zh-tw:軟體}-", "於软件"),
         ("-{D|zh-cn:博客; zh-tw:部落格}-", "大陆：博客；台湾：部落格；"),
         ("-{N|zh-tw}--{N|甲}-", "台湾"),
         # Rules in one direction
@@ -283,8 +292,8 @@ def test_language_variants_are_those_of_mainland_china(text: str, expected: str)
 
 def test_language_variants_before_the_title_are_resolved() -> None:
     """Prevents a rule on the first line from hiding that the title stands there."""
-    article = build_article("條目", "-{H|zh-cn:甲;zh-tw:乙}-條目\n\n正文。")
-    assert article.text == "条目\n\n正文。"
+    article = build_article("-{條}-目", "-{H|zh-cn:甲;zh-tw:乙}--{條}-目\n\n正文。")
+    assert article.text == "條目\n\n正文。"
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def reason(name: str, row: object) -> str:
         ("reasoning_content", "先想一想。"),
         ("thinking", "先想一想。"),
         ("tools", '[{"name": "get_weather"}]'),
+        ("toolCalls", [{"name": "get_weather"}]),
         ("functions", [{"name": "f"}]),
         ("images", ["a.png"]),
         ("audios", ["a.wav"]),
@@ -51,8 +52,9 @@ def test_unsupported_field_leaves_a_record_out(name: str, field: str, value: obj
     """Prevents a model from learning answers without what they were an answer to."""
     row = ROW_BUILDERS[name](0)
     assert reason(name, {**row, field: value}) == f"unsupported field {field}"
-    for empty in (None, "", " ", [], {}, "[]"):
-        assert isinstance(read(name, {**row, field: empty}), Conversation) or empty is not None
+    # Tables give all records all fields.
+    for empty in (None, "", " ", [], {}, "[ ]", "NaN", [None], [{"name": None, "path": ""}]):
+        assert isinstance(read(name, {**row, field: empty}), Conversation)
 
 
 @pytest.mark.parametrize("name", CONVERSATION_SOURCES)
@@ -62,22 +64,28 @@ def test_harmless_and_other_fields_cost_no_record(name: str) -> None:
     unlisted: Counter[str] = Counter()
     assert isinstance(read(name, {**row, "meta": {"a": 1}, "num_x": 3}, unlisted), Conversation)
     assert not unlisted
-    assert isinstance(read(name, {**row, "备注": "重要", "odd\n": [1]}, unlisted), Conversation)
-    assert unlisted == {"备注": 1, "odd\\n": 1}
+    row |= {"备注": "重要", "odd\n": [1], "trained": False}
+    assert isinstance(read(name, row, unlisted), Conversation)
+    assert unlisted == {"备注": 1, "odd\\n": 1, "trained": 1}
 
 
 @pytest.mark.parametrize(
     ("answer", "field"),
     [
         ({**ANSWER, "reasoning_content": "想"}, "field reasoning_content"),
-        ({"role": "assistant", "content": None, "tool_calls": [{}]}, "field tool_calls"),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
+            "field tool_calls",
+        ),
         (
             {"role": "assistant", "content": "", "function_call": {"name": "f"}},
             "field function_call",
         ),
         ({"role": "assistant", "content": [{"type": "image_url"}]}, "content image_url"),
         ({"role": "assistant", "content": [{"type": "thinking"}]}, "content thinking"),
+        ({"role": "assistant", "content": [{"image": "a.png"}, {"text": "看"}]}, "content image"),
         ({"role": "tool", "content": "3"}, "role tool"),
+        ({"role": "function-response", "content": "3"}, "role function-response"),
         ({"role": "function", "content": "3"}, "role function"),
         ({**ANSWER, "weight": 0.5}, "field weight"),
         (
@@ -106,8 +114,11 @@ def test_nothing_to_train_on_leaves_a_record_out() -> None:
     untrained = {**ANSWER, "weight": 0}
     assert reason("openai", {"messages": [QUESTION, untrained]}) == "no answer to train on"
     for name in CONVERSATION_SOURCES:
-        row = {**ROW_BUILDERS[name](0), "weight": 0}
-        assert reason(name, row) == "no answer to train on"
+        row = ROW_BUILDERS[name](0)
+        assert reason(name, {**row, "weight": 0}) == "no answer to train on"
+        # Marks that are for parts of it, in a number that fits no shape.
+        for mark in ("loss_mask", "train_detail"):
+            assert reason(name, {**row, mark: [{}] * 9}) == f"unsupported field {mark}"
     # One answer in two messages of different marks.
     row = {"messages": [QUESTION, untrained, ANSWER]}
     assert reason("openai", row) == "answer to train on in part"
@@ -202,6 +213,7 @@ def test_minimind_files_are_read(
         {"conversations": [QUESTION], "chosen": ANSWER, "rejected": ANSWER},
         {"messages": [QUESTION, ANSWER], "rejected_response": "差"},
         {"query": "问", "response": "答", "rejected_response": "差"},
+        {"query": "问", "response": "答", "kto_tag": False},
         {"instruction": "问", "input": "", "output": ["好", "差"], "rejected": "差"},
     ],
 )

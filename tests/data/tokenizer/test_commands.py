@@ -230,6 +230,7 @@ def test_record_text_excludes_ids() -> None:
         parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text
         == "问\n答\n了"
     )
+    assert parse_strings('{"text": "文", "n": NaN}'.encode()).text == "文"
     assert parse_strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
     assert parse_strings(b"<doc id=0>").text == "" == parse_strings(b"    </short_text>").text
     assert parse_strings("  <summary>标题</summary>".encode()).text == "标题"
@@ -335,6 +336,10 @@ def test_inspect_shows_the_pieces_of_a_text(
             "there is no field 'text'",
         ),
         (
+            ["train", "--out", "{out}", "--input", "{odd}"],
+            "name it with --source NAME or SOURCE=PATH$",
+        ),
+        (
             ["train", "--out", "{out}", "--source", "text", "--input", "{empty}"],
             "there is no text in it",
         ),
@@ -358,7 +363,9 @@ def test_user_error_is_one_line_and_writes_nothing(
     from common.errors import UserError
 
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "odd.jsonl").write_text('{"body": "文"}')
     names = {"corpus": corpus, "out": tmp_path / "out", "empty": tmp_path / "empty.txt"}
+    names["odd"] = tmp_path / "odd.jsonl"
     with pytest.raises(UserError, match=message) as caught:
         run(monkeypatch, *(argument.format(**names) for argument in arguments))
     assert "\n" not in str(caught.value)

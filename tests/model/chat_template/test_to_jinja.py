@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from data.sources.base import strip_blank_lines
 from model.chat_template.template import ImportedTemplate, Template
 from model.chat_template.to_jinja import build_jinja_template, export_jinja_template
 from model.tokenizer import hf_json, load_tokenizer
@@ -74,16 +75,19 @@ def render(fast: Any, messages: list[dict[str, str]], reference: str, **options:
 def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) -> list[Any]:
     """Return the conversations whose ids, or prompt of the last answer, differ in transformers.
 
-    Each is compared with its reference, and with a system text that is the same text.
+    Each is compared with its reference, and with a system text that is the same text. Sources strip
+    blank lines, transformers gets them.
     """
     unequal_conversations = []
     for text, turns in conversations:
         for reference, system in {(text, ""), ("", text), (text, text)}:
             messages = to_chat_messages(system, turns)
-            expected, spans = Template().encode(ours, turns, reference, system)
+            stripped = [(strip_blank_lines(ask), strip_blank_lines(say)) for ask, say in turns]
+            passages = strip_blank_lines(reference), strip_blank_lines(system)
+            expected, spans = Template().encode(ours, stripped, *passages)
             prompt = expected[: spans[-1][0]]
             assert prompt == Template().encode_prompt(
-                ours, turns[:-1], turns[-1][0], reference, system
+                ours, stripped[:-1], stripped[-1][0], *passages
             )
             their_prompt = render(fast, messages[:-1], reference, add_generation_prompt=True)
             if (render(fast, messages, reference), their_prompt) != (expected, prompt):
@@ -136,13 +140,15 @@ def test_exported_template_reproduces_training_ids_on_real_conversations(
         ],
         [{"role": "user", "content": "一"}, {"role": "system", "content": "二"}],
         [{"role": "tool", "content": "一"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}],
     ],
 )
-def test_unsupported_conversations_raise(messages: list[dict[str, str]], fast: Any) -> None:
-    """Prevents messages that are dropped or merged silently."""
+def test_unsupported_conversations_raise(messages: list[dict[str, Any]], fast: Any) -> None:
+    """Prevents messages that are dropped or merged silently, or rendered as Python's `None`."""
     from jinja2 import TemplateError
 
-    with pytest.raises(TemplateError, match="expected system"):
+    with pytest.raises(TemplateError, match=r"expected (system|messages)"):
         fast.apply_chat_template(messages)
 
 

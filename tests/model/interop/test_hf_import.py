@@ -590,23 +590,30 @@ def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "template", [Template(), Template(human="问：", assistant="答：")], ids=str
+    "template", [Template(), Template(human="问：", assistant="答："), None], ids=str
 )
-def test_export_saved_again_by_transformers_still_converses(
-    template: Template, trained_run: Path, tmp_path: Path
+def test_export_saved_again_by_transformers_is_what_it_was(
+    template: Template | None, trained_run: Path, tmp_path: Path
 ) -> None:
-    """Prevents a chat that calls a fine-tuned model only pretrained, or talks in another format."""
+    """Prevents a fine-tuned model called only pretrained, or the other way, or another format."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(locate.resolve_checkpoint(trained_run), checkpoint)
     (checkpoint / "manifest.json").unlink()
-    template.save(checkpoint)
+    (checkpoint / "template.json").unlink(missing_ok=True)
+    if template is not None:
+        template.save(checkpoint)
     export_hf(checkpoint, tmp_path / "out")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved")
     AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "saved")
+    jinja = tmp_path / "saved/chat_template.jinja"
+    jinja.write_bytes(jinja.read_bytes().strip().replace(b"\n", b"\r\n"))
     import_hf(tmp_path / "saved", tmp_path / "run")
     loaded = load_chat_model(tmp_path / "run", CPU, "fp32")
+    if template is None:
+        assert not loaded.is_chat_tuned
+        return
     assert loaded.is_chat_tuned and capability_hint(loaded) is None
     _, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     conversation = [("从前有什么？", "有一座山。")], "那里还有？"

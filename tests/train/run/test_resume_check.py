@@ -90,14 +90,14 @@ def test_refusal_gives_both_remedies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "is_longer"),
     [({"max_steps": 9}, True), ({"epochs": 3.0, "max_steps": None}, True),
-     ({"max_steps": 9, "seed": 7}, False)],
+     ({"max_steps": 9, "seed": 7}, True), ({"max_steps": 9, "model": {"hidden_size": 8}}, False)],
 )  # fmt: skip
 def test_longer_run_is_referred_to_a_run_from_its_model(
     tmp_path: Path, values: dict[str, Any], is_longer: bool
 ) -> None:
     """Prevent training anew for days, where the finished model only has to train on."""
     folder = tmp_path / "my run"
-    old = {"seed": 0, "max_steps": 5, "epochs": 2.0}
+    old = {"seed": 0, "max_steps": 5, "epochs": 2.0, "model": {"hidden_size": 4}}
     RunDir(folder).open({}, record(**old), CPU)
     (folder / METRICS_FILE).touch()
     with pytest.raises(UserError) as refused:

@@ -28,16 +28,18 @@ def write_run(folder: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "owner", "advice"),
     [
-        ("sft", "pretrain", "is a pretraining run; to fine-tune its model: BASE="),
-        ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft RUN="),
+        ("sft", "pretrain", "is a pretraining run; to fine-tune its model: 'BASE=.*my run' "),
+        ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft 'RUN=.*my run';"),
     ],
 )
 def test_run_of_other_command_gives_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, owner: str, advice: str
 ) -> None:
     """Prevent a dozen errors about unknown options for RUN in place of BASE."""
-    monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
-    write_run(tmp_path, owner)
+    run = tmp_path / "my run"
+    run.mkdir()
+    monkeypatch.setattr(sys, "argv", ["train", "--run", str(run)])
+    write_run(run, owner)
     assert parse_train_options(SCHEMAS[owner], owner, "").seed == 7
     with pytest.raises(UserError, match=advice) as caught:
         parse_train_options(SCHEMAS[command], command, "")

@@ -116,4 +116,4 @@ check-gpu: setup
 # Regenerate the shipped sample and tokenizer.
 sample: setup
 	@$(PY) -m assets.sample_generator --out assets/sample
-	@$(PY) -m data.tokenizer train --vocabulary 8192 --common_characters --coverage 0.9999 --longest 4 --out assets/tokenizer
+	@$(PY) -m data.tokenizer train --vocabulary 4202 --common_characters --coverage 0.9999 --longest 1 --out assets/tokenizer

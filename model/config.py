@@ -291,8 +291,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden_size": 160,
         "intermediate_size": 448,
         "num_hidden_layers": 4,
-        "num_attention_heads": 5,
-        "num_key_value_heads": 5,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_theta": 500_000.0,
         "tie_word_embeddings": True,
     },
     "babyllama-43m": {

@@ -74,6 +74,12 @@ class ModelOptions(Options):
     rope_theta: float | None = Field(None, gt=0, description="base of the rotary frequencies")
     tie_word_embeddings: bool | None = Field(None, description="one table for embedding and head")
 
+    reading_init: bool | None = Field(
+        None,
+        description="begin with attention heads that find and copy (docs/training.md); default: "
+        "for an unchanged babyllama-3m",
+    )
+
     @field_validator("preset")
     @classmethod
     def _check_preset(cls, value: str) -> str:
@@ -81,9 +87,16 @@ class ModelOptions(Options):
             raise ValueError(f"unknown preset {value}; choose {', '.join(PRESETS)}")
         return value
 
+    @property
+    def uses_reading_init(self) -> bool:
+        """Whether `model.reading_init` initializes a new model."""
+        if self.reading_init is not None:
+            return self.reading_init
+        return self.preset == "babyllama-3m" and not self.preset_overrides()
+
     def preset_overrides(self) -> dict[str, object]:
         """Return the fields of `LlamaConfig` that the options replace, by name."""
-        fields = self.model_dump(exclude={"preset"})
+        fields = self.model_dump(exclude={"preset", "reading_init"})
         overrides = {name: value for name, value in fields.items() if value is not None}
         if "num_attention_heads" in overrides:
             # Without a number of key-value heads, all heads have their own. The preset's number
@@ -100,9 +113,9 @@ class OptimizerOptions(Options):
         description="muon: Muon trains the hidden matrices, and AdamW the rest "
         "(embedding, head, norms, adapters); adamw: AdamW trains everything",
     )
-    lr: float = Field(8e-3, gt=0, lt=10, description="peak learning rate of AdamW")
+    lr: float = Field(7e-4, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
-        4e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
+        1.5e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
     )
     weight_decay: float = Field(
         0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"
@@ -185,7 +198,7 @@ class TrainOptions(Options):
     batch_tokens: int = Field(
         2048, gt=0, description="tokens per optimizer step, a multiple of sequence_length"
     )
-    sequence_length: int = Field(256, gt=1, description="tokens per row")
+    sequence_length: int = Field(512, gt=1, description="tokens per row")
     micro_batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         "auto",
         description="rows per forward pass, with gradient accumulation over the rows of a step; "
@@ -236,7 +249,7 @@ class PretrainOptions(TrainOptions):
         "that the data was prepared with)",
     )
     max_steps: int = Field(
-        260,
+        500,
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )
@@ -302,8 +315,6 @@ class SftOptions(TrainOptions):
         "of the base",
     )
     lora: LoraOptions = LoraOptions()
-    # Half of the rates of pretraining, as measured on the sample.
-    optimizer: OptimizerOptions = OptimizerOptions(lr=4e-3, muon_lr=2e-2)
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     def find_conflicts(self) -> list[str]:

@@ -15,7 +15,7 @@ from assets.sample_generator.tuning import redgpt_test_files, sft_files
 _METADATA = re.compile(
     r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?'
 )
-TEXTBOOK, EXERCISES, TUNING = 3000, 2000, 4500
+TEXTBOOK, EXERCISES, TUNING = 3500, 3500, 5000
 STUDY_COUNTS = {"train": 2800, "dev": 300, "test": 300}
 
 

@@ -92,7 +92,7 @@ def passage_records(passages: Sequence[Passage]) -> list[dict[str, str]]:
     The model learns from them to copy names out of a passage.
     """
     return [
-        {"text": format_passage(passage, with_questions=number % 3 > 0), "source": "阅读"}
+        {"text": format_passage(passage, with_questions=number % 6 > 0), "source": "阅读"}
         for number, passage in enumerate(passages)
     ]
 
@@ -131,10 +131,10 @@ def pretraining_files(world: World, passages: Sequence[Passage], studies: Sequen
 
     Each file has a collection with a seed of its own, so that their documents differ.
     """
-    wikipedia_documents = DocumentCollection(world, "百科").encyclopedia_documents(scale=1.0)
-    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(scale=0.5)
-    mnbvc_documents = DocumentCollection(world, "文章").story_documents(scale=1.0)
-    magazine_documents = DocumentCollection(world, "杂志").story_documents(scale=0.45)
+    wikipedia_documents = DocumentCollection(world, "百科").encyclopedia_documents(scale=0.5)
+    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(scale=0.25)
+    mnbvc_documents = DocumentCollection(world, "文章").story_documents(scale=0.5)
+    magazine_documents = DocumentCollection(world, "杂志").story_documents(scale=0.25)
     question_generator = QuestionGenerator(world, random.Random("问答"))
     # The pairs of 420 topics, without repetitions.
     pairs = list(

@@ -15,8 +15,8 @@ from assets.sample_generator.reading_forms import CLAUSE_END, SLOT, Block, Kind,
 from assets.sample_generator.reading_values import ValueGenerator
 
 # Length of a passage in characters, both ends included.
-LENGTH_RANGE = (30, 130)
-MAX_TURNS = 4
+LENGTH_RANGE = (20, 100)
+MAX_TURNS = 5
 # Characters of all questions and answers of a passage: with it they fit rows of 256 tokens.
 MAX_TURN_CHARACTERS = 100
 NOT_MENTIONED = "文中没有提到。"
@@ -63,7 +63,7 @@ class PassageGenerator:
             kind = self.rng.choice(self.kinds)
             subjects = self._draw_subjects(kind)
             body = self.rng.sample(kind.body, len(kind.body))
-            num_blocks = self.rng.randint(2, 5)
+            num_blocks = self.rng.randint(1, 4)
             blocks = [self.rng.choice(kind.openings), *body[:num_blocks]]
             reference, questions = "", []
             for block in blocks:
@@ -168,13 +168,13 @@ class ExerciseGenerator:
         return [self.draw_passage() for _ in range(count)]
 
     def draw_passage(self) -> Passage:
-        """Generate one passage of three to eight clauses with two or three questions."""
+        """Generate one passage of two to five clauses with a question about each."""
         clauses = [
-            self.values.stem(self.rng.randint(4, 10)) for _ in range(self.rng.randint(3, 8))
+            self.values.stem(self.rng.randint(3, 7)) for _ in range(self.rng.randint(2, 5))
         ]
         ends = [self.rng.choice("，，，。；") for _ in clauses[1:]] + ["。"]
         turns = []
-        for clause in self.rng.sample(clauses, self.rng.randint(2, 3)):
+        for clause in self.rng.sample(clauses, len(clauses)):
             # A run of the clause's characters, with a question word in front, behind or between.
             length = self.rng.randint(2, min(5, len(clause) - 1))
             start = self.rng.randint(0, len(clause) - length)
@@ -210,7 +210,7 @@ def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
 
 def format_passage(passage: Passage, *, with_questions: bool) -> str:
     """Format a passage as in a school reading book, with its questions and answers if asked for."""
-    lines = [passage.reference]
+    lines = ["短文：" + passage.reference]
     if with_questions:
         for question, answer in passage.turns:
             lines += [f"问：{question}", f"答：{answer}"]

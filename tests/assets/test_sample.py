@@ -1,7 +1,6 @@
 """The sample corpus: complete, native, reproducible, consistent, and not too easy."""
 
 import collections
-import functools
 import gzip
 import hashlib
 import itertools
@@ -15,7 +14,8 @@ import pytest
 from rouge_chinese import Rouge
 
 from assets.sample_generator.build import build_sample
-from assets.sample_generator.grammar import TEXT_FOLDER, read_sections, read_table
+from assets.sample_generator.grammar import read_table
+from assets.sample_generator.reading import NOT_MENTIONED
 from assets.sample_generator.state import World
 
 Files = dict[str, str]
@@ -123,7 +123,7 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
     ]
     texts += [row["问"] + row["答"] for row in rows(files, "pretrain/mnbvc_qa.jsonl")]
     texts += [text for name, text in files.items() if name.startswith("pretrain/text/")]
-    assert 1_000_000 < sum(map(len, texts)) < 1_350_000
+    assert 1_000_000 < sum(map(len, texts)) < 1_600_000
     assert len(texts) - len(set(texts)) == 0
     assert [text[:40] for text in texts if re.search(r"[{}\[\]|]|None|。。|，。|，，", text)] == []
 
@@ -234,42 +234,27 @@ def test_only_lcsts_parts_2_and_3_have_labels(files: Files) -> None:
         assert all((match.group(2) is not None) is marked for match in matches)
 
 
-@functools.cache
-def answer_patterns() -> list[re.Pattern[str]]:
-    """Return patterns of the answer sentences, with a group for every name."""
-    lines = itertools.chain(*read_sections(TEXT_FOLDER / "reading_answers.txt").values())
-    return [re.compile(re.sub(r"\\{[^}]+\\}", "(.+)", re.escape(line))) for line in lines]
-
-
-def asked_for(reference: str, question: str, answer: str) -> str:
-    """Return the name in an answer that is in the reference and not in the question."""
-    matches = (pattern.fullmatch(answer) for pattern in answer_patterns())
-    names = {
-        name
-        for match in matches
-        if match
-        for name in match.groups()
-        if name in reference and name not in question
-    }
-    return min(names, key=len)
-
-
 @pytest.mark.slow
 def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
-    """Prevents questions that copying cannot answer, and answers always in one place."""
+    """Prevents answers that are not in the passage, or always in one place of it."""
     thirds: collections.Counter[int] = collections.Counter()
+    num_questions = num_unanswerable = 0
     for name in (f"{REDGPT}.json", f"{REDGPT}.test.json"):
         for row in rows(files, name):
             pairs = turns(row["dialogue"])
-            assert [speaker for speaker, _ in pairs] == ["H", "A"] * (len(pairs) // 2) and 4 <= len(
-                pairs
-            ) <= 14
-            assert 60 <= len(row["reference"]) <= 150
+            assert [speaker for speaker, _ in pairs] == ["H", "A"] * (len(pairs) // 2)
+            assert 2 <= len(pairs) <= 10
+            assert 20 <= len(row["reference"]) <= 100
             for (_, question), (_, answer) in zip(pairs[::2], pairs[1::2], strict=True):
-                name = asked_for(row["reference"], question, answer)
-                assert len(name) >= 3
-                middle = row["reference"].index(name) + len(name) / 2
+                num_questions += 1
+                assert question.removesuffix("用一个词回答。").endswith(("？", "？只写答案。"))
+                if answer == NOT_MENTIONED:
+                    num_unanswerable += 1
+                    continue
+                answer = answer.removesuffix("。")
+                middle = row["reference"].index(answer) + len(answer) / 2
                 thirds[int(3 * middle / len(row["reference"]))] += 1
+    assert 0.1 < num_unanswerable / num_questions < 0.3
     assert (
         len(rows(files, f"{REDGPT}.json")) >= 3000
         and len(rows(files, f"{REDGPT}.test.json")) == 300
@@ -287,14 +272,14 @@ def encode_triples(text: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
-    """Prevents a score that remembers names instead of copying them."""
-    answers = set()
-    for row in rows(files, f"{REDGPT}.test.json"):
-        pairs = [text for _, text in turns(row["dialogue"])]
-        answers |= {
-            asked_for(row["reference"], *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)
-        }
+def test_few_redgpt_test_answers_occur_in_other_files(files: Files) -> None:
+    """Prevents a score that remembers answers instead of copying them."""
+    answers = {
+        text.removesuffix("。")
+        for row in rows(files, f"{REDGPT}.test.json")
+        for speaker, text in turns(row["dialogue"])
+        if speaker == "A" and text != NOT_MENTIONED
+    }
     assert len(answers) > 700
     rest = "\n".join(text for name, text in files.items() if not name.startswith(f"{REDGPT}.test"))
     rest = re.sub(
@@ -305,7 +290,8 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     # A search for each answer in megabytes takes seconds; few have all their triples in the text.
     triples = set(np.unique(encode_triples(rest)).tolist())
     possible = [answer for answer in answers if triples.issuperset(encode_triples(answer).tolist())]
-    assert [answer for answer in possible if answer in rest] == []
+    # Times, prices and words are drawn from few.
+    assert sum(answer in rest for answer in possible) < len(answers) / 6
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""Initialization with heads that find and copy: what they attend to before any training."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from model.config import config_from_preset
+from model.llama import Llama, apply_rotary
+from model.reading_init import init_reading_heads
+from model.tokenizer import Tokenizer, load_tokenizer
+from train.options import ModelOptions
+
+PASSAGE = "短文：小明早上八点去学校，妈妈在厨房烤面包。爷爷到公园散步；"
+QUESTION = "谁到公园"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(root: Path) -> Tokenizer:
+    return load_tokenizer(root / "assets" / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Llama:
+    config = config_from_preset("babyllama-3m", tokenizer.vocab_size)
+    return init_reading_heads(Llama(config).init_weights(0), tokenizer, 0).eval()
+
+
+@torch.no_grad()
+def attention(model: Llama, ids: list[int], layer: int, head: int) -> Tensor:
+    """Return the attention probabilities [T, T] of a head."""
+    inputs: list[Tensor] = []
+    block = model.model.layers[layer]
+    hook = block.input_layernorm.register_forward_hook(
+        lambda module, args, output: inputs.append(output)
+    )
+    model(torch.tensor([ids]))
+    hook.remove()
+    size = block.self_attn.head_dim
+    cos, sin = model.model.rotary(torch.arange(len(ids)), torch.float32)
+
+    def project(weight: Tensor) -> Tensor:
+        part = inputs[0] @ weight[head * size : (head + 1) * size].T
+        return apply_rotary(part[:, :, None], cos, sin)[0, :, 0]
+
+    q, k = project(block.self_attn.q_proj.weight), project(block.self_attn.k_proj.weight)
+    future = torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1)
+    return (q @ k.T / size**0.5).masked_fill(future, -torch.inf).softmax(-1)
+
+
+def test_first_layer_attends_to_the_two_previous_tokens(
+    model: Llama, tokenizer: Tokenizer
+) -> None:
+    """Prevents heads that cannot tell what stands before a token."""
+    ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE)]
+    for distance in (1, 2):
+        weights = attention(model, ids, 0, distance - 1).diagonal(-distance)
+        assert weights.min() > 0.95
+
+
+def test_clause_start_is_found(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents answers that begin in the middle of a clause."""
+    ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE)]
+    text = [tokenizer.decode([token]) for token in ids]
+    weights = attention(model, ids, 1, 1)
+    starts = {"小": "明早上八点去学校", "妈": "在厨房烤面包", "爷": "到公园散步"}
+    for start, characters in starts.items():
+        for character in characters:
+            assert weights[text.index(character), text.index(start)] > 0.5, character
+
+
+def test_question_finds_the_same_words_in_the_passage(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents a lookup that depends on how far the passage is away."""
+    ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE + QUESTION)]
+    text = [tokenizer.decode([token]) for token in ids]
+    for layer, head in ((2, 0), (3, 1)):
+        weights = attention(model, ids, layer, head)
+        for character, behind in (("到", "公"), ("公", "园"), ("园", "散")):
+            position = len(text) - 1 - text[::-1].index(character)
+            assert weights[position, text.index(behind)] > 0.8, (layer, character)
+
+
+def test_repetition_is_predicted_without_training(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents weights whose heads attend to the right tokens and predict nothing."""
+    rng = random.Random(0)
+    characters = rng.sample(range(1000, tokenizer.vocab_size), 40)
+    ids = torch.tensor([[tokenizer.bos_id, *characters, *characters]])
+    plain = Llama(model.config).init_weights(0).eval()
+    shares = []
+    for each in (model, plain):
+        with torch.no_grad():
+            predicted = each(ids)[0].argmax(-1)
+        shares.append((predicted[41:-1] == ids[0, 42:]).float().mean().item())
+    assert shares[0] > 0.6 and shares[1] < 0.1
+
+
+def test_small_shapes_are_refused_and_changed_shapes_are_left_alone(tokenizer: Tokenizer) -> None:
+    """Prevents a traceback for a tiny model, and a circuit in shapes it was not measured for."""
+    config = config_from_preset("babyllama-3m", tokenizer.vocab_size, num_hidden_layers=3)
+    with pytest.raises(UserError, match="needs at least 4 layers"):
+        init_reading_heads(Llama(config).init_weights(0), tokenizer, 0)
+    assert ModelOptions().uses_reading_init
+    assert not ModelOptions(num_hidden_layers=8).uses_reading_init
+    assert not ModelOptions(preset="babyllama-43m").uses_reading_init
+    assert ModelOptions(preset="babyllama-43m", reading_init=True).uses_reading_init

@@ -24,6 +24,8 @@ from model.tokenizer import Tokenizer
 
 # The tokens that end a clause, so that the next one begins.
 BOUNDARIES = "。，！？；：“”\n"
+# The token in front of an answer.
+ANSWER_MARK = "："
 
 # Frequencies in radians per token. Neighbours differ by one token, neighbouring clauses by about
 # ten; pairs below the last one hardly turn within a passage.
@@ -37,14 +39,18 @@ _SUBSPACE_SHARE = 0.225
 
 # Scales of attention logits.
 _PREVIOUS_TOKEN_SCALE = 10.0
+_QUESTION_SCALE = 1.0
+_IDLE_SCALE = 1.0
+_SINK_SCALE = 2.0
+_BOUNDARY_SHARE = 2.0
 _MATCH_SCALE = 10.0
 _PAIR_SCALE = 1.5
 # Factors of what a head reads, relative to the elements of an embedding.
 _PREVIOUS_TOKEN_GAIN = 3.0
 _CLAUSE_START_GAIN = 4.0
-_LOOKUP_GAIN = 8.0
-_ANSWER_GAIN = 4.0
-_COPY_GAIN = 8.0
+_LOOKUP_GAIN = 2.0
+_ANSWER_GAIN = 20.0
+_COPY_GAIN = 3.0
 # What remains of the random queries and keys of the heads.
 _NOISE = 0.1
 
@@ -121,7 +127,12 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     vectors = torch.randn(config.vocab_size, len(identity), generator=generator) @ identity
     vectors = F.normalize(vectors, dim=1)
     ends = [tokenizer.encode(text)[-1] for text in BOUNDARIES]
-    vectors[ends] = F.normalize(vectors[ends] + boundary, dim=1)
+    colon = tokenizer.encode(ANSWER_MARK)[-1]
+    marks = token[1]
+    vectors[colon] += _BOUNDARY_SHARE * marks
+    vectors[ends] = F.normalize(vectors[ends] + _BOUNDARY_SHARE * boundary, dim=1)
+    # The first token has no part in the space of tokens: to attend to it is to write nothing.
+    first = vectors[tokenizer.bos_id] = identity[rank]
     model.lm_head.weight.copy_(vectors)
     model.model.embed_tokens.weight.copy_(vectors + constant)
 
@@ -140,17 +151,23 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     head.attend(clause, constant, behind_boundary, frequencies)
     head.move(token, clause_start, _CLAUSE_START_GAIN)
 
-    for head, source, target, gain in (
-        (_head(layers[2], 0), clause_start, found, _LOOKUP_GAIN),
-        (_head(layers[3], 1), identity, identity, _COPY_GAIN),
-    ):
+    lookup = _head(layers[2], 0)
+    lookup.move(clause_start, found, _LOOKUP_GAIN)
+    # Tokens that occur nowhere else attend to the first position.
+    scale = _SINK_SCALE**0.5
+    lookup.match(matching_dims[:1], scale * constant[None], scale * first[None], 1.0)
+    copy = _head(layers[3], 1)
+    copy.move(identity, identity, _COPY_GAIN)
+    for head in (lookup, copy):
         # Clause ends have too much in common to be found by it.
-        head.match(matching_dims[1:rank], token[1:], previous[1:], _MATCH_SCALE)
+        head.match(matching_dims[2:rank], token[2:], previous[2:], _MATCH_SCALE)
         head.match(matching_dims[rank:], previous[:pair_rank], pair, _PAIR_SCALE)
-        head.move(source, target, gain)
 
     head = _head(layers[3], 0)
-    head.attend(clause, boundary, constant, frequencies, _QUESTION_DISTANCE)
+    scale = _QUESTION_SCALE**0.5
+    head.attend(clause, scale * marks, scale * constant, frequencies, _QUESTION_DISTANCE)
+    scale = _IDLE_SCALE**0.5
+    head.match(slow[-1:], scale * constant[None], scale * first[None], 1.0)
     head.move(found, token, _ANSWER_GAIN)
     return model
 

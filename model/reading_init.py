@@ -41,7 +41,7 @@ _SUBSPACE_SHARE = 0.225
 _PREVIOUS_TOKEN_SCALE = 10.0
 _QUESTION_SCALE = 1.0
 _IDLE_SCALE = 1.0
-_SINK_SCALE = 2.0
+_SINK_SCALE = 4.0
 _BOUNDARY_SHARE = 2.0
 _MATCH_SCALE = 10.0
 _PAIR_SCALE = 1.5
@@ -49,9 +49,9 @@ _PAIR_SCALE = 1.5
 _PREVIOUS_TOKEN_GAIN = 3.0
 _CLAUSE_START_GAIN = 4.0
 _LOOKUP_GAIN = 2.0
-_ANSWER_GAIN = 20.0
+_ANSWER_GAIN = 30.0
 _COPY_GAIN = 3.0
-# What remains of the random queries and keys of the heads.
+# What remains of the random queries and keys of these heads, and of all output projections.
 _NOISE = 0.1
 
 
@@ -136,6 +136,10 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     model.lm_head.weight.copy_(vectors)
     model.model.embed_tokens.weight.copy_(vectors + constant)
 
+    # What the random weights write would be louder than the circuit.
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight *= _NOISE
+        layer.mlp.down_proj.weight *= _NOISE
     layers = [layer.self_attn for layer in model.model.layers]
     neighbour = _pairs_between(frequencies, *_NEIGHBOUR_FREQUENCIES)
     clause = _pairs_between(frequencies, *_CLAUSE_FREQUENCIES)

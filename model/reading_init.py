@@ -3,7 +3,7 @@
 To answer a question about a passage, a Llama must find the clause that the question shares words
 with, go to its beginning and repeat it. The heads for that (induction heads, Olsson et al. 2022, and
 lookups in the same manner) form from random weights only after many millions of tokens, so in a run
-of a few minutes not at all. Here five heads begin with these tasks, in subspaces of the residual
+of a few minutes not at all. Here six heads begin with these tasks, in subspaces of the residual
 stream that are orthogonal to each other. Everything else is random, and all weights are trained.
 
 Heads find positions through the fast pairs of rotary dimensions, which tell neighbours apart, and
@@ -26,6 +26,9 @@ from model.tokenizer import Tokenizer
 BOUNDARIES = "。，！？；：“”\n"
 # The token in front of an answer.
 ANSWER_MARK = "："
+
+# The heads of the circuit, as (layer, key-value head).
+HEADS = ((0, 0), (0, 1), (1, 1), (2, 0), (3, 0), (3, 1))
 
 # Frequencies in radians per token. Neighbours differ by one token, neighbouring clauses by about
 # ten; pairs below the last one hardly turn within a passage.
@@ -90,7 +93,7 @@ class Head:
 
 @torch.no_grad()
 def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
-    """Overwrite the embedding and five heads of a model with random weights; return the model.
+    """Overwrite the embedding and six heads of a model with random weights; return the model.
 
     An embedding is a constant vector, the same for all tokens, plus the token's random vector, both
     of norm 1; tokens that end a clause share a part of theirs. An untied LM head begins with the
@@ -191,9 +194,8 @@ def _pairs_between(frequencies: Tensor, low: float, high: float) -> Tensor:
 
 
 def _head(attention: Attention, index: int) -> Head:
-    """Return the first query head of a key-value group; scale down its queries and keys."""
-    size, group = attention.head_dim, attention.q_proj.out_features // attention.k_proj.out_features
-    query, key = (slice(i * size, (i + 1) * size) for i in (index * group, index))
+    """Return the weights of a head of the circuit; scale down its queries and keys."""
+    query, key = _query_and_key_rows(attention, index)
     attention.q_proj.weight[query] *= _NOISE
     attention.k_proj.weight[key] *= _NOISE
     return Head(
@@ -202,3 +204,25 @@ def _head(attention: Attention, index: int) -> Head:
         attention.v_proj.weight[key],
         attention.o_proj.weight[:, query],
     )
+
+
+def _query_and_key_rows(attention: Attention, index: int) -> tuple[slice, slice]:
+    """Return the rows of the first query head of a key-value group, and those of its keys."""
+    size, group = attention.head_dim, attention.q_proj.out_features // attention.k_proj.out_features
+    query, key = (slice(i * size, (i + 1) * size) for i in (index * group, index))
+    return query, key
+
+
+def reading_head_masks(model: Llama) -> dict[Tensor, Tensor]:
+    """Return, for each weight with a part in a reading head, the mask of that part."""
+    masks: dict[Tensor, Tensor] = {}
+    for layer, index in HEADS:
+        attention = model.model.layers[layer].self_attn
+        query, key = _query_and_key_rows(attention, index)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        for projection, rows in zip(projections, (query, key, key), strict=True):
+            weight = projection.weight
+            masks.setdefault(weight, torch.zeros(weight.shape, dtype=torch.bool))[rows] = True
+        weight = attention.o_proj.weight
+        masks.setdefault(weight, torch.zeros(weight.shape, dtype=torch.bool))[:, query] = True
+    return masks

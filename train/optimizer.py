@@ -137,6 +137,23 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+class FixedWeights:
+    """Parts of weights that training leaves as they are."""
+
+    def __init__(self, masks: dict[Tensor, Tensor]) -> None:
+        """Keep the values that the weights have now where their masks are True."""
+        self._weights = [
+            (weight, shard_like(mask, weight), weight.detach().clone())
+            for weight, mask in masks.items()
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo an update of the optimizers, and their weight decay."""
+        for weight, mask, values in self._weights:
+            weight.copy_(torch.where(mask, values, weight))
+
+
 def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, Optimizer]:
     """Return the optimizers of the trainable parameters by name: "adamw" and, if used, "muon".
 

@@ -25,13 +25,14 @@ from common.run_layout import EARLY_STOP_FILE, FAILED_DIR, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
 from model.lora import seed_dropout
+from model.reading_init import reading_head_masks
 from train import checkpoint, distributed
 from train.autotune import ComputePlan, autocast
 from train.lr_schedule import get_lr_multiplier
 from train.monitoring.loss_spikes import LossSpikeDetector
 from train.monitoring.metrics_log import InMemoryMetricsLog, MetricsLog
 from train.monitoring.throughput import ThroughputMonitor, count_attention_pairs, format_duration
-from train.optimizer import build_optimizers
+from train.optimizer import FixedWeights, build_optimizers
 from train.run.directory import NEW_RUN_HINT, RunDir
 from train.run.spec import RunSpec, TrainingPlan
 from train.stop_signals import StopRequest
@@ -87,6 +88,9 @@ class Trainer:
         # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
+        self._fixed_weights = FixedWeights(
+            reading_head_masks(model) if spec.begins_with_reading_heads else {}
+        )
         # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
         # because the optimizers have what it uses without being those of PyTorch.
         self.scaler: Any = torch.amp.GradScaler(
@@ -172,6 +176,7 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
+            self._fixed_weights.restore()
             self._record_loss(loss)
         else:
             self._record_skipped_step(loss, grad_norm)

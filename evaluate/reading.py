@@ -13,6 +13,10 @@ passage of another record, each time after the true turns before it. An answer i
 the true one except for white space around it. A model whose control scores as high does not use the
 passage. Answers are greedy.
 
+Questions whose true answer says that the passage does not have it, such as 文中没有提到, are
+counted apart, and so are such answers to the other questions: wrong with the right passage, right
+with the other one.
+
 Questions are also counted by the position of their answer: the third of the passage that contains
 the longest part of the true answer that occurs in the passage word for word and not in the
 question."""

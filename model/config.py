@@ -42,6 +42,9 @@ class LlamaConfig:
     `eos_token_id` is its first id, which training puts after a text or an answer, and
     `more_stop_ids` are the others, at which generation stops, too.
 
+    `reading_heads`, which transformers does not know, says that the model began with heads that
+    find and copy, and that training leaves them as they are (`model/reading_heads.py`).
+
     Raises UserError, with a line for every problem, if no model can have these values.
     """
 
@@ -61,6 +64,7 @@ class LlamaConfig:
     bos_token_id: int = 1
     eos_token_id: int = 2
     more_stop_ids: tuple[int, ...] = ()
+    reading_heads: bool = False
 
     def __post_init__(self) -> None:
         if self.head_dim == 0 and self.num_attention_heads > 0:
@@ -93,6 +97,14 @@ class LlamaConfig:
             problems.append(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        has_room = (
+            self.num_hidden_layers >= 4 and self.num_key_value_heads >= 2 and self.head_dim >= 64
+        )
+        if self.reading_heads and not has_room:
+            problems.append(
+                "reading_heads needs at least 4 layers, 2 key-value heads and a head dimension of "
+                "64"
             )
         has_huge_id = any(abs(token_id) >= 2**31 for token_id in self.stop_ids)
         if len(self.stop_ids) > _MAX_STOP_IDS or has_huge_id:
@@ -189,6 +201,9 @@ class LlamaConfig:
         # Written as transformers does: one field, which is a list only if there are several ids.
         if entries.pop("more_stop_ids"):
             entries["eos_token_id"] = list(self.stop_ids)
+        # Other models have the entries that transformers knows, and no more.
+        if not self.reading_heads:
+            del entries["reading_heads"]
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -284,8 +299,8 @@ def _parse_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
     return {"rope_type": rope_type, **parameters}
 
 
-# The head dimension is 32 in the small presets and 64, which attention kernels run fastest, in the
-# larger two.
+# The head dimension is 80 in the smallest preset, whose reading heads need many dimensions, 32 in
+# the next, and 64, which attention kernels run fastest, in the larger two.
 PRESETS: dict[str, dict[str, Any]] = {
     "babyllama-3m": {
         "hidden_size": 160,
@@ -295,6 +310,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "rope_theta": 500_000.0,
         "tie_word_embeddings": True,
+        "reading_heads": True,
     },
     "babyllama-43m": {
         "hidden_size": 256,

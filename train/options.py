@@ -73,11 +73,10 @@ class ModelOptions(Options):
     max_position_embeddings: int | None = Field(None, gt=0, description="longest context in tokens")
     rope_theta: float | None = Field(None, gt=0, description="base of the rotary frequencies")
     tie_word_embeddings: bool | None = Field(None, description="one table for embedding and head")
-
-    reading_init: bool | None = Field(
+    reading_heads: bool | None = Field(
         None,
-        description="begin with attention heads that find and copy (docs/training.md); default: "
-        "for an unchanged babyllama-3m",
+        description="begin with attention heads that find and copy, and leave them as they are "
+        "(docs/training.md); default: for an unchanged babyllama-3m",
     )
 
     @field_validator("preset")
@@ -87,21 +86,17 @@ class ModelOptions(Options):
             raise ValueError(f"unknown preset {value}; choose {', '.join(PRESETS)}")
         return value
 
-    @property
-    def uses_reading_init(self) -> bool:
-        """Whether `model.reading_init` initializes a new model."""
-        if self.reading_init is not None:
-            return self.reading_init
-        return self.preset == "babyllama-3m" and not self.preset_overrides()
-
     def preset_overrides(self) -> dict[str, object]:
         """Return the fields of `LlamaConfig` that the options replace, by name."""
-        fields = self.model_dump(exclude={"preset", "reading_init"})
+        fields = self.model_dump(exclude={"preset"})
         overrides = {name: value for name, value in fields.items() if value is not None}
         if "num_attention_heads" in overrides:
             # Without a number of key-value heads, all heads have their own. The preset's number
             # would turn another number of heads into grouped-query attention.
             overrides.setdefault("num_key_value_heads", overrides["num_attention_heads"])
+        if overrides:
+            # The reading heads of a preset are made for its shape.
+            overrides.setdefault("reading_heads", False)
         return overrides
 
 
@@ -113,9 +108,9 @@ class OptimizerOptions(Options):
         description="muon: Muon trains the hidden matrices, and AdamW the rest "
         "(embedding, head, norms, adapters); adamw: AdamW trains everything",
     )
-    lr: float = Field(7e-4, gt=0, lt=10, description="peak learning rate of AdamW")
+    lr: float = Field(2e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
-        1.5e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
+        1.2e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
     )
     weight_decay: float = Field(
         0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"
@@ -205,6 +200,7 @@ class TrainOptions(Options):
         "auto: the fastest that fits, measured on a GPU",
     )
     log_every: int = Field(20, gt=0, description="steps between log lines")
+    model: ModelOptions = ModelOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
@@ -253,7 +249,6 @@ class PretrainOptions(TrainOptions):
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )
-    model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
 
@@ -300,7 +295,7 @@ class SftOptions(TrainOptions):
     tokenizer: Path | None = Field(
         None, description="tokenizer for --base none (default: the one that is shipped)"
     )
-    epochs: float | None = Field(2.0, gt=0, description="passes over the data")
+    epochs: float | None = Field(1.0, gt=0, description="passes over the data")
     max_steps: int | None = Field(
         None, gt=0, description="optimizer steps of the whole run; replaces epochs"
     )
@@ -315,6 +310,8 @@ class SftOptions(TrainOptions):
         "of the base",
     )
     lora: LoraOptions = LoraOptions()
+    # Lower rates than those of pretraining, as measured on the sample.
+    optimizer: OptimizerOptions = OptimizerOptions(lr=5e-4, muon_lr=6e-3)
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     def find_conflicts(self) -> list[str]:

@@ -25,7 +25,7 @@ from common.run_layout import EARLY_STOP_FILE, FAILED_DIR, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
 from model.lora import seed_dropout
-from model.reading_init import reading_head_masks
+from model.reading_heads import reading_head_masks
 from train import checkpoint, distributed
 from train.autotune import ComputePlan, autocast
 from train.lr_schedule import get_lr_multiplier
@@ -88,9 +88,9 @@ class Trainer:
         # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
-        self._fixed_weights = FixedWeights(
-            reading_head_masks(model) if spec.begins_with_reading_heads else {}
-        )
+        # An adapter leaves all weights of its base as they are.
+        has_fixed_weights = model.config.reading_heads and spec.lora is None
+        self._fixed_weights = FixedWeights(reading_head_masks(model) if has_fixed_weights else {})
         # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
         # because the optimizers have what it uses without being those of PyTorch.
         self.scaler: Any = torch.amp.GradScaler(

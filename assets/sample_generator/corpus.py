@@ -132,7 +132,9 @@ def pretraining_files(world: World, passages: Sequence[Passage], studies: Sequen
     Each file has a collection with a seed of its own, so that their documents differ.
     """
     wikipedia_documents = DocumentCollection(world, "百科").encyclopedia_documents(scale=0.5)
-    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(scale=0.25)
+    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(
+        scale=0.25
+    )
     mnbvc_documents = DocumentCollection(world, "文章").story_documents(scale=0.5)
     magazine_documents = DocumentCollection(world, "杂志").story_documents(scale=0.25)
     question_generator = QuestionGenerator(world, random.Random("问答"))

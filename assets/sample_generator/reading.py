@@ -20,7 +20,7 @@ MAX_TURNS = 5
 # Characters of all questions and answers of a passage: with it they fit rows of 256 tokens.
 MAX_TURN_CHARACTERS = 100
 NOT_MENTIONED = "文中没有提到。"
-UNANSWERABLE_SHARE, SPAN_SHARE = 0.2, 0.1
+UNANSWERABLE_SHARE, SPAN_SHARE = 0.2, 0.3
 SPAN_REQUESTS = ("{}？只写答案。", "{}？用一个词回答。", "只写答案：{}？")
 
 
@@ -40,7 +40,8 @@ class Question:
     text: str
     clause: str
     value: str
-    # Whether the value alone is an answer: a number without its unit is not.
+    # Whether the question may ask for the value alone: a number without its unit is no answer, and
+    # values inside a clause are more than a small model learns to cut out in minutes.
     has_bare_answer: bool
 
 
@@ -111,9 +112,9 @@ class PassageGenerator:
                 ]
                 if phrasings:
                     text = expand_choices(self.rng.choice(phrasings), self.rng)
-                    questions.append(
-                        Question(fill(text), fill(clause), values[slot], slot[0] not in "数个")
-                    )
+                    value, filled_clause = values[slot], fill(clause)
+                    has_bare_answer = slot[0] not in "数个" and filled_clause.startswith(value)
+                    questions.append(Question(fill(text), filled_clause, value, has_bare_answer))
         return fill(template), questions
 
     def _choose_turns(
@@ -125,11 +126,11 @@ class PassageGenerator:
         for question in self.rng.sample(questions, len(questions)):
             turn = question.text + "？", question.clause + "。"
             form = self.rng.random()
-            if form < SPAN_SHARE and question.has_bare_answer:
-                turn = self.rng.choice(SPAN_REQUESTS).format(question.text), question.value + "。"
-            elif form < SPAN_SHARE + UNANSWERABLE_SHARE:
+            if form < UNANSWERABLE_SHARE:
                 text = self._absent_question(kind, absent)
                 turn = text + "？", NOT_MENTIONED
+            elif form < UNANSWERABLE_SHARE + SPAN_SHARE and question.has_bare_answer:
+                turn = self.rng.choice(SPAN_REQUESTS).format(question.text), question.value + "。"
             num_characters += sum(map(len, turn))
             if turns and (num_characters > MAX_TURN_CHARACTERS or len(turns) == MAX_TURNS):
                 break
@@ -169,9 +170,7 @@ class ExerciseGenerator:
 
     def draw_passage(self) -> Passage:
         """Generate one passage of two to five clauses with a question about each."""
-        clauses = [
-            self.values.stem(self.rng.randint(3, 7)) for _ in range(self.rng.randint(2, 5))
-        ]
+        clauses = [self.values.stem(self.rng.randint(3, 7)) for _ in range(self.rng.randint(2, 5))]
         ends = [self.rng.choice("，，，。；") for _ in clauses[1:]] + ["。"]
         turns = []
         for clause in self.rng.sample(clauses, len(clauses)):

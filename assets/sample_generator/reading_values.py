@@ -140,9 +140,7 @@ class ValueGenerator:
         return self._count(self.rng.choice((10, 100, 900))) + unit
 
     def _duration(self) -> str:
-        unit = self.rng.choice(
-            ("分钟", "个小时", "小时", "天", "个月", "年", "个星期", "秒", "周")
-        )
+        unit = self.rng.choice(("分钟", "个小时", "小时", "天", "个月", "年", "个星期", "秒", "周"))
         if self.rng.random() < 0.1:
             return self.rng.choice(("半个小时", "半年", "一个半小时", "半天", "大半年", "十几天"))
         return self._count(self.rng.choice((10, 10, 60))) + unit
@@ -159,9 +157,7 @@ class ValueGenerator:
     def _day(self) -> str:
         form = self.rng.random()
         if form < 0.5:
-            return self.rng.choice(("周", "周", "星期", "下周", "本周")) + self.rng.choice(
-                WEEKDAYS
-            )
+            return self.rng.choice(("周", "周", "星期", "下周", "本周")) + self.rng.choice(WEEKDAYS)
         month, day = self.rng.randint(1, 12), self.rng.randint(1, 28)
         ending = self.rng.choice("日日号")
         if form < 0.8:

@@ -4,6 +4,7 @@ Every question is asked twice, with the passage of its record and, as the contro
 of another record. Results files call the answers with the two passages "right" and "wrong".
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,9 @@ from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 # Number of questions that are printed with their answers.
 NUM_EXAMPLES_SHOWN = 3
 # Positions of an answer in its passage. Results files have them under the key "places".
-ANSWER_POSITIONS = ("first third", "middle third", "last third", "not in the passage")
+ANSWER_POSITIONS = ("first third", "middle third", "last third", "not word for word")
+# Answers that say that the passage does not have what is asked for: 文中没有提到, 资料里未说明 …
+NOT_MENTIONED = re.compile("(没有|没|未)(提到|提及|提供|说明|写明)")
 
 
 def run_reading(options: ReadingOptions) -> None:
@@ -173,6 +176,7 @@ def _build_row(
         "passage": question.passage,
         "question": question.question,
         "reference": true_answer,
+        "is_answerable": NOT_MENTIONED.search(true_answer) is None,
         "place": locate_answer(question),
         "prediction": answer.text,
         "exact": answer.text.strip() == true_answer,
@@ -194,33 +198,53 @@ def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
     """Return rates over questions, in all and by the position of the answer in the passage.
 
     The keys "right" and "wrong" are those of answers with the right and with the control passage.
+    Rates of exact answers and positions are of the questions that the passage answers. If all are
+    questions that it does not answer, they are left out.
     """
-    controls = [row["control"] for row in rows]
+    answerable = [row for row in rows if row["is_answerable"]]
+    unanswerable = [row for row in rows if not row["is_answerable"]]
     rates_by_position = {}
     for position in ANSWER_POSITIONS:
-        position_rows = [row for row in rows if row["place"] == position]
+        position_rows = [row for row in answerable if row["place"] == position]
         if position_rows:
             rates_by_position[position] = {
                 "questions": len(position_rows),
                 "right": _mean(position_rows, "exact"),
                 "wrong": _mean([row["control"] for row in position_rows], "exact"),
             }
-    return {
+    metrics = {
         "questions": len(rows),
-        "right": _answer_rates(rows),
-        "wrong": _answer_rates(controls),
+        "answerable": len(answerable),
+        "right": _answer_rates(rows, answerable),
+        "wrong": _answer_rates(
+            [row["control"] for row in rows], [row["control"] for row in answerable]
+        ),
         "places": rates_by_position,
-        "answer_in_wrong_passage": _mean(controls, "answer_in_passage"),
     }
+    if answerable:
+        metrics["answer_in_wrong_passage"] = _mean(
+            [row["control"] for row in answerable], "answer_in_passage"
+        )
+    if unanswerable:
+        metrics["unanswerable"] = {
+            "questions": len(unanswerable),
+            "exact": _mean(unanswerable, "exact"),
+        }
+    return metrics
 
 
-def _answer_rates(answers: list[Row]) -> dict[str, float]:
-    """Return the fractions of exact answers, of those ended by `<eos>`, and of those that loop."""
-    return {
-        "exact": _mean(answers, "exact"),
-        "stopped": _mean(answers, "stopped"),
-        "loops": float(np.mean([is_looping(answer["prediction"]) for answer in answers])),
-    }
+def _answer_rates(answers: list[Row], answerable: list[Row]) -> dict[str, float]:
+    """Return the fractions of answers that `<eos>` ends, and of those that loop.
+
+    Of `answerable`, the answers to questions that the right passage answers, also return those that
+    are exact, and those that say that the passage does not have it.
+    """
+    loops = [is_looping(answer["prediction"]) for answer in answers]
+    rates = {"stopped": _mean(answers, "stopped"), "loops": float(np.mean(loops))}
+    if answerable:
+        refusals = [bool(NOT_MENTIONED.search(answer["prediction"])) for answer in answerable]
+        rates |= {"exact": _mean(answerable, "exact"), "not_mentioned": float(np.mean(refusals))}
+    return rates
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -234,18 +258,27 @@ def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
     """
     right = metrics["right"]
     control = metrics["wrong"]
-    table = [("exact answers", right["exact"], control["exact"])]
-    # By where in the passage the answer stands.
-    for position, rates in metrics["places"].items():
-        table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
+    table: list[tuple[str, float, float | None]] = []
+    if metrics["answerable"]:
+        label = f"exact answers ({metrics['answerable']:,})"
+        table.append((label, right["exact"], control["exact"]))
+        # By where in the passage the answer stands.
+        for position, rates in metrics["places"].items():
+            table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
+        table.append(("says: not in the passage", right["not_mentioned"], control["not_mentioned"]))
+    if "unanswerable" in metrics:
+        rates = metrics["unanswerable"]
+        table.append((f"exact, no answer ({rates['questions']:,})", rates["exact"], None))
     table.append(("stopped by <eos>", right["stopped"], control["stopped"]))
     table.append(("loops", right["loops"], control["loops"]))
     lines = [f"{'':26}{'right passage':>15}{'wrong passage':>15}"]
     for label, right_rate, control_rate in table:
-        lines.append(f"{label:26}{right_rate:15.1%}{control_rate:15.1%}")
-    lines.append(
-        f"the true answer is in the wrong passage too: {metrics['answer_in_wrong_passage']:.1%}"
-    )
+        control_cell = "" if control_rate is None else f"{control_rate:15.1%}"
+        lines.append(f"{label:26}{right_rate:15.1%}{control_cell}")
+    if metrics["answerable"]:
+        lines.append(
+            f"the true answer is in the wrong passage too: {metrics['answer_in_wrong_passage']:.1%}"
+        )
     for row in rows[:NUM_EXAMPLES_SHOWN]:
         lines.append(
             f"{excerpt(row['question'])} → {excerpt(row['prediction'])!r}, "

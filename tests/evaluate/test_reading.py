@@ -13,7 +13,12 @@ from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
-from evaluate.measures.reading import ANSWER_POSITIONS, locate_answer, pair_with_control_passages
+from evaluate.measures.reading import (
+    ANSWER_POSITIONS,
+    NOT_MENTIONED,
+    locate_answer,
+    pair_with_control_passages,
+)
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
@@ -90,8 +95,18 @@ def test_passage_qa_separates_reading_from_guessing(
     )
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert (figures["records"], figures["questions"]) == (2, 4)
-    assert figures["right"] == {"exact": 0.75, "stopped": 1.0, "loops": 0.0}
-    assert figures["wrong"] == {"exact": 0.25, "stopped": 1.0, "loops": 0.0}
+    assert figures["right"] == {
+        "exact": 0.75,
+        "not_mentioned": 0.0,
+        "stopped": 1.0,
+        "loops": 0.0,
+    }
+    assert figures["wrong"] == {
+        "exact": 0.25,
+        "not_mentioned": 0.0,
+        "stopped": 1.0,
+        "loops": 0.0,
+    }
     assert figures["places"] == {
         "first third": {"questions": 1, "right": 1.0, "wrong": 0.0},
         "middle third": {"questions": 1, "right": 1.0, "wrong": 0.0},
@@ -104,6 +119,35 @@ def test_passage_qa_separates_reading_from_guessing(
     assert [row["control"]["prediction"] for row in rows] == ["东山", "三岁", "河西", "三岁"]
     printed = capsys.readouterr().out
     assert "right passage" in printed and "75.0%" in printed and "25.0%" in printed
+
+
+@pytest.mark.slow
+def test_refusals_are_counted_apart(
+    run_command: Run,
+    teach: Callable[..., Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents a right refusal with the wrong passage from counting as an answer by memory."""
+    none = "文中没有提到。"
+    passages = {passage: (answers[0], none) for passage, answers in PASSAGES.items()}
+    lessons = [
+        (Template().encode_prompt(tokenizer, history, question, passage), none)
+        for passage, answers in passages.items()
+        for question, history in zip(QUESTIONS, ([], [(QUESTIONS[0], answers[0])]), strict=True)
+    ]
+    out = tmp_path / "out.json"
+    arguments = ["--checkpoint", teach(lessons, tmp_path / "model"), "--source", "redgpt", "--json"]
+    arguments += [out, "--input", write(tmp_path / "r.jsonl", passages), "--device", "cpu"]
+    run_command(reading, *arguments)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert (figures["questions"], figures["answerable"]) == (4, 2)
+    assert figures["unanswerable"] == {"questions": 2, "exact": 1.0}
+    for passage in ("right", "wrong"):
+        assert (figures[passage]["exact"], figures[passage]["not_mentioned"]) == (0.0, 1.0)
+    assert sum(rates["questions"] for rates in figures["places"].values()) == 2
+    assert "says: not in the passage           100.0%" in capsys.readouterr().out
 
 
 def test_control_passage_is_never_the_right_one(root: Path) -> None:
@@ -158,7 +202,7 @@ def test_answer_position_in_passage() -> None:
 
 
 def test_sample_has_answers_at_every_position(root: Path) -> None:
-    """Prevents a sample with answers in one third only, or not in the passage."""
+    """Prevents a sample with answers in one third only, or in other words than the passage."""
     with gzip.open(
         root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8"
     ) as file:
@@ -171,6 +215,7 @@ def test_sample_has_answers_at_every_position(root: Path) -> None:
         for record in records
         if isinstance(record, Conversation)
         for question in extract_questions(record)
+        if not NOT_MENTIONED.search(question.answer)
     ]
     assert len(places) > 600 and ANSWER_POSITIONS[3] not in places
     assert min(places.count(name) for name in ANSWER_POSITIONS[:3]) > len(places) / 5

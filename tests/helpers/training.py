@@ -114,6 +114,7 @@ def build_spec(folder: Path, shard_set: Path, **changes: Any) -> RunSpec:
             "log_every": 2,
             "checkpoint": {"every": 6},
             "evaluation": {"every": 6},
+            "model": TINY_SHAPE,
             **changes,
         }
     )

@@ -19,7 +19,7 @@ from model.lora import LoraOptions
 from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import MetricsLog, SelectionMetric
 from train.options import TrainOptions
-from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
+from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.mixture import MixtureSet
 
 
@@ -105,11 +105,6 @@ class RunSpec:
         return self.options.batch_tokens // self.options.sequence_length
 
     @property
-    def begins_with_reading_heads(self) -> bool:
-        """Whether the run begins with the heads of `model.reading_init`, and leaves them fixed."""
-        return self.base.fingerprint == NO_BASE and self.options.model.uses_reading_init
-
-    @property
     def fingerprints(self) -> dict[str, Any]:
         """Everything on which the order of data or the arithmetic of a step depends, as JSON."""
         options = self.options
@@ -118,7 +113,6 @@ class RunSpec:
             "tokenizer": self.tokenizer.fingerprint,
             "base": self.base.fingerprint,
             "model": self.model_config.to_hf(),
-            "reading_init": self.begins_with_reading_heads,
             "seed": options.seed,
             "batch_tokens": options.batch_tokens,
             "sequence_length": options.sequence_length,

@@ -16,7 +16,7 @@ from common.machine import peak_memory_bytes, resolve_device
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
-from model.reading_init import init_reading_heads
+from model.reading_heads import init_reading_heads
 from train import distributed
 from train.autotune import resolve_compute_plan
 from train.options import TrainOptions
@@ -68,7 +68,7 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     weights_folder = checkpoint or spec.base.folder
     if weights_folder is None:
         model = Llama(spec.model_config).init_weights(spec.options.seed)
-        if spec.begins_with_reading_heads:
+        if spec.model_config.reading_heads:
             init_reading_heads(model, spec.tokenizer, spec.options.seed)
         model = model.to(spec.device)
     elif spec.lora is None:

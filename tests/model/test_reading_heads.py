@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from model.config import config_from_preset
+from model.config import LlamaConfig, config_from_preset
 from model.llama import Llama, apply_rotary
-from model.reading_init import init_reading_heads
+from model.reading_heads import init_reading_heads
 from model.tokenizer import Tokenizer, load_tokenizer
 from train.options import ModelOptions
 
@@ -51,9 +51,7 @@ def attention(model: Llama, ids: list[int], layer: int, head: int) -> Tensor:
     return (q @ k.T / size**0.5).masked_fill(future, -torch.inf).softmax(-1)
 
 
-def test_first_layer_attends_to_the_two_previous_tokens(
-    model: Llama, tokenizer: Tokenizer
-) -> None:
+def test_first_layer_attends_to_the_two_previous_tokens(model: Llama, tokenizer: Tokenizer) -> None:
     """Prevents heads that cannot tell what stands before a token."""
     ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE)]
     for distance in (1, 2):
@@ -76,11 +74,23 @@ def test_question_finds_the_same_words_in_the_passage(model: Llama, tokenizer: T
     """Prevents a lookup that depends on how far the passage is away."""
     ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE + QUESTION)]
     text = [tokenizer.decode([token]) for token in ids]
-    for layer, head in ((2, 0), (3, 1)):
-        weights = attention(model, ids, layer, head)
-        for character, behind in (("到", "公"), ("公", "园"), ("园", "散")):
-            position = len(text) - 1 - text[::-1].index(character)
-            assert weights[position, text.index(behind)] > 0.8, (layer, character)
+    weights = attention(model, ids, 2, 0)
+    for character, behind in (("到", "公"), ("公", "园"), ("园", "散")):
+        position = len(text) - 1 - text[::-1].index(character)
+        assert weights[position, text.index(behind)] > 0.8, character
+
+
+def test_copy_stays_in_the_clause_that_it_began(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents answers that go on with another clause behind a token that both have."""
+    clauses = ["爷爷到公园散步", "妈妈到公园跑步", "小明到公园钓鱼"]
+    passage = "短文：" + "，".join(clauses) + "。\n"
+    for clause in clauses:
+        ids = [tokenizer.bos_id, *tokenizer.encode(passage + "答：" + clause)]
+        weights = attention(model, ids, 3, 1)
+        start = 1 + passage.index(clause)
+        for index in range(1, len(clause) - 1):
+            position = len(ids) - len(clause) + index
+            assert weights[position, start + index + 1] > 0.8, (clause, index)
 
 
 def test_repetition_is_predicted_without_training(model: Llama, tokenizer: Tokenizer) -> None:
@@ -101,10 +111,23 @@ def test_repetition_is_predicted_without_training(model: Llama, tokenizer: Token
 
 def test_small_shapes_are_refused_and_changed_shapes_are_left_alone(tokenizer: Tokenizer) -> None:
     """Prevents a traceback for a tiny model, and a circuit in shapes it was not measured for."""
-    config = config_from_preset("babyllama-3m", tokenizer.vocab_size, num_hidden_layers=3)
-    with pytest.raises(UserError, match="needs at least 4 layers"):
-        init_reading_heads(Llama(config).init_weights(0), tokenizer, 0)
-    assert ModelOptions().uses_reading_init
-    assert not ModelOptions(num_hidden_layers=8).uses_reading_init
-    assert not ModelOptions(preset="babyllama-43m").uses_reading_init
-    assert ModelOptions(preset="babyllama-43m", reading_init=True).uses_reading_init
+    with pytest.raises(UserError, match="reading_heads needs at least 4 layers"):
+        config_from_preset("babyllama-3m", tokenizer.vocab_size, num_hidden_layers=3)
+    cases = [
+        (ModelOptions(), True),
+        (ModelOptions(reading_heads=False), False),
+        (ModelOptions(hidden_size=320), False),
+        (ModelOptions(hidden_size=320, reading_heads=True), True),
+        (ModelOptions(preset="babyllama-43m"), False),
+    ]
+    for options, expected in cases:
+        config = config_from_preset(options.preset, 300, **options.preset_overrides())
+        assert config.reading_heads is expected, options
+
+
+def test_only_models_with_reading_heads_say_so_in_their_config() -> None:
+    """Prevents fine-tuning that unlearns to read, and other models whose runs do not resume."""
+    config = config_from_preset("babyllama-3m", 300)
+    assert LlamaConfig.from_hf(config.to_hf()) == config
+    other = config_from_preset("babyllama-43m", 300)
+    assert "reading_heads" not in other.to_hf() and LlamaConfig.from_hf(other.to_hf()) == other

@@ -19,6 +19,15 @@ _REQUIRED_KEYS = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+# The preset for whose shape reading heads are made, and the fields that may not differ from it.
+READING_HEADS_PRESET = "babyllama-3m"
+READING_HEADS_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rope_theta",
+)
 _POSITIVE_FIELDS = (
     *_REQUIRED_KEYS,
     "num_key_value_heads",
@@ -98,13 +107,12 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        has_room = (
-            self.num_hidden_layers >= 4 and self.num_key_value_heads >= 2 and self.head_dim >= 64
-        )
-        if self.reading_heads and not has_room:
+        shape = PRESETS[READING_HEADS_PRESET]
+        has_other_shape = any(getattr(self, name) != shape[name] for name in READING_HEADS_FIELDS)
+        if self.reading_heads and has_other_shape:
             problems.append(
-                "reading_heads needs at least 4 layers, 2 key-value heads and a head dimension of "
-                "64"
+                f"reading_heads needs the {', '.join(READING_HEADS_FIELDS)} of "
+                f"{READING_HEADS_PRESET}"
             )
         has_huge_id = any(abs(token_id) >= 2**31 for token_id in self.stop_ids)
         if len(self.stop_ids) > _MAX_STOP_IDS or has_huge_id:

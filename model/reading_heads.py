@@ -4,7 +4,7 @@ To answer a question about a passage, a Llama must find the clause that the ques
 with, go to its beginning and repeat it. The heads for that (induction heads, Olsson et al. 2022,
 and lookups in the same manner) form from random weights only after many millions of tokens, so in
 a run of a few minutes not at all. Here six heads begin with these tasks. Each kind of information
-that they pass on has hidden dimensions of its own (`Subspaces`). Everything else begins random.
+that they pass on has hidden dimensions of its own (`Subspaces`). The other weights begin random.
 
 Heads find positions through the fast pairs of rotary dimensions, which tell neighbours apart, and
 equal tokens through the slow pairs, which hardly depend on the distance. docs/training.md says what
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from model.config import LlamaConfig
 from model.llama import Attention, Llama, TransformerBlock, inverse_frequencies
 from model.tokenizer import Tokenizer
@@ -41,17 +42,17 @@ _QUESTION_DISTANCE = 8
 # The share of the hidden dimensions that each of the three large subspaces takes.
 _SUBSPACE_SHARE = 0.225
 
-# Attention logits of a head at the position that it looks for, up to a factor that depends on the
-# shape: of an equal token, an equal pair, and an equal first token of the clause, …
-_PREVIOUS_TOKEN_SCALE = 10.0
-_QUESTION_SCALE = 1.0
-_MATCH_SCALE = 10.0
-_PAIR_SCALE = 1.5
-_CLAUSE_SCALE = 15.0
-# … and at the first position, to which a head attends that has nothing to do.
+# Factors of the attention scores; the scores also grow with the length of the compared vectors.
+_PREVIOUS_TOKEN_SCALE = 10.0  # at the previous token or the one before it
+_QUESTION_SCALE = 1.0  # at the question, behind "："
+_MATCH_SCALE = 10.0  # behind an equal token
+_PAIR_SCALE = 1.5  # behind an equal pair of tokens, more
+_CLAUSE_SCALE = 15.0  # in a clause with an equal first token, more
+# The same at `<bos>`, to which a head attends that has nothing to do. Rows of pretraining that
+# begin inside a document have none; there such a head attends to everything a little.
 _SINK_SCALE = 4.0  # of (2, 0)
 _IDLE_SCALE = 1.0  # of (3, 0)
-_COLON_SINK_SCALE = 100.0  # of (3, 1)
+_COLON_SINK_SCALE = 100.0  # of (3, 1), at "："
 # Length of the part that the tokens in BOUNDARIES share, relative to the random part of each.
 _BOUNDARY_SHARE = 2.0
 # The number of dimensions for such parts, which tell nothing about the single token.
@@ -112,7 +113,7 @@ class Subspaces:
     """Disjoint sets of hidden dimensions. A set of R of the D dimensions is a matrix [R, D]."""
 
     constant: Tensor  # [D]; all tokens have the same there
-    sink: Tensor  # [D]; only the first token has something there
+    sink: Tensor  # [D]; only `<bos>` has something there
     identity: Tensor  # which token it is
     previous: Tensor  # the token before
     pair: Tensor  # the one before that
@@ -142,7 +143,7 @@ class Subspaces:
 
 @torch.no_grad()
 def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
-    """Overwrite the embedding and six heads of a model with random weights; return the model.
+    """Give a model with random weights its reading heads and their embedding; return the model.
 
     An embedding is a constant vector, the same for all tokens, plus the token's vector, both of
     norm 1. The token's vector is random; those of tokens that end a clause have a large part in
@@ -157,7 +158,8 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     - (3, 1) attends like (2, 0), prefers clauses with the same first token, and predicts the token
       there.
 
-    `seed` chooses the tokens' vectors.
+    All output projections become smaller. `seed` chooses the tokens' vectors. Raises UserError if
+    the tokenizer splits one of the characters that the heads know, such as "。".
     """
     config = model.config
     generator = torch.Generator().manual_seed(seed)
@@ -169,11 +171,11 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
 
     vectors = torch.randn(config.vocab_size, len(identity) - _NUM_SHARED, generator=generator)
     vectors = F.normalize(vectors @ identity[_NUM_SHARED:], dim=1)
-    ends = [tokenizer.encode(text)[-1] for text in BOUNDARIES]
-    colon = tokenizer.encode(ANSWER_MARK)[-1]
+    ends = [_encode_single(tokenizer, text) for text in BOUNDARIES]
+    colon = _encode_single(tokenizer, ANSWER_MARK)
     vectors[colon] = F.normalize(vectors[colon] + mark, dim=0)
     vectors[ends] = F.normalize(vectors[ends] + _BOUNDARY_SHARE * boundary, dim=1)
-    # No head copies what the first token has: to attend to it is to write nothing.
+    # No head copies what `<bos>` has: to attend to it is to write nothing.
     vectors[tokenizer.bos_id] = sink
     model.lm_head.weight.copy_(vectors)
     model.model.embed_tokens.weight.copy_(vectors + constant)
@@ -224,8 +226,9 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
 
     vote = _head(layers[3], 0)
     vote.attend(clause_pairs, mark, constant, frequencies, _QUESTION_SCALE, _QUESTION_DISTANCE)
-    slowest = len(dims) // 2 - 1
-    vote.match(dims[slowest : slowest + 1], constant[None], sink[None], _IDLE_SCALE)
+    # The slowest pair: nothing else is compared here, and `<bos>` may be far away.
+    last_pair = len(dims) // 2 - 1
+    vote.match(dims[last_pair : last_pair + 1], constant[None], sink[None], _IDLE_SCALE)
     vote.move(spaces.found, token, _ANSWER_GAIN)
     return model
 
@@ -256,6 +259,17 @@ def _comparing_dims(config: LlamaConfig) -> Tensor:
     """Return the dimensions of a head in which vectors are compared, whatever their distance."""
     slow_pairs = torch.nonzero(inverse_frequencies(config) < _SLOW_FREQUENCY).flatten()
     return torch.cat([slow_pairs, slow_pairs + config.head_dim // 2])
+
+
+def _encode_single(tokenizer: Tokenizer, text: str) -> int:
+    """Return the id of a text that is one token; raise UserError if it is not."""
+    ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise UserError(
+            f"reading heads need a tokenizer with {text!r} as one token: --model.reading_heads "
+            "false trains without them"
+        )
+    return ids[0]
 
 
 def _pairs_between(frequencies: Tensor, low: float, high: float) -> Tensor:

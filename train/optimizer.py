@@ -141,15 +141,26 @@ class FixedWeights:
     """Parts of weights that training leaves as they are."""
 
     def __init__(self, masks: dict[Tensor, Tensor]) -> None:
-        """Keep the values that the weights have now where their masks are True."""
+        """Keep the values that the weights have now where their masks are True.
+
+        Weights that need no gradient are left out.
+        """
         self._weights = [
             (weight, shard_like(mask, weight), weight.detach().clone())
             for weight, mask in masks.items()
+            if weight.requires_grad
         ]
 
     @torch.no_grad()
+    def zero_gradients(self) -> None:
+        """Set the gradients of these parts to zero: they would count in the gradient norm."""
+        for weight, mask, _ in self._weights:
+            if weight.grad is not None:
+                weight.grad.copy_(torch.where(mask, 0.0, weight.grad))
+
+    @torch.no_grad()
     def restore(self) -> None:
-        """Undo an update of the optimizers, and their weight decay."""
+        """Undo the weight decay of these parts."""
         for weight, mask, values in self._weights:
             weight.copy_(torch.where(mask, values, weight))
 

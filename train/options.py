@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from common.options import Options
-from model.config import PRESETS
+from model.config import PRESETS, READING_HEADS_FIELDS
 from model.lora_options import LoraOptions
 
 ParallelStrategy = Literal["ddp", "fsdp"]
@@ -76,7 +76,7 @@ class ModelOptions(Options):
     reading_heads: bool | None = Field(
         None,
         description="begin with attention heads that find and copy, and leave them as they are "
-        "(docs/training.md); default: for an unchanged babyllama-3m",
+        "(docs/training.md); default: for babyllama-3m in its own shape, which they are made for",
     )
 
     @field_validator("preset")
@@ -94,8 +94,7 @@ class ModelOptions(Options):
             # Without a number of key-value heads, all heads have their own. The preset's number
             # would turn another number of heads into grouped-query attention.
             overrides.setdefault("num_key_value_heads", overrides["num_attention_heads"])
-        if overrides:
-            # The reading heads of a preset are made for its shape.
+        if not overrides.keys().isdisjoint(READING_HEADS_FIELDS):
             overrides.setdefault("reading_heads", False)
         return overrides
 
@@ -245,7 +244,7 @@ class PretrainOptions(TrainOptions):
         "that the data was prepared with)",
     )
     max_steps: int = Field(
-        500,
+        440,
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )

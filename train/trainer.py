@@ -85,12 +85,16 @@ class Trainer:
         self.compute_plan = compute_plan
         self.evaluator = spec.evaluator
         self.device = spec.device
-        # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
+        # With an adapter all weights of the base stay as they are; what it adds to them is trained.
+        has_fixed_parts = model.config.reading_heads and spec.lora is None
+        if has_fixed_parts:
+            for weight, mask in reading_head_masks(model).items():
+                weight.requires_grad_(not bool(mask.all()))
+        # FSDP replaces the parameters of the model by shards, which the optimizers and the masks
+        # refer to.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
-        # An adapter leaves all weights of its base as they are.
-        has_fixed_weights = model.config.reading_heads and spec.lora is None
-        self._fixed_weights = FixedWeights(reading_head_masks(model) if has_fixed_weights else {})
+        self._fixed_weights = FixedWeights(reading_head_masks(model) if has_fixed_parts else {})
         # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
         # because the optimizers have what it uses without being those of PyTorch.
         self.scaler: Any = torch.amp.GradScaler(
@@ -248,6 +252,7 @@ class Trainer:
         # Clipping needs gradients without the loss scale of fp16.
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
+        self._fixed_weights.zero_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
         # A GPU is still computing: tokenize for the next step before waiting for the loss.
         if self.state.step + 1 < self.max_steps:

@@ -1,4 +1,4 @@
-"""Check sentence forms: `python -m assets.sample_generator.reading_check FILE…`."""
+"""Check sentence forms: `python -m assets.sample_generator.reading_check FILE [SEED]`."""
 
 import random
 import sys
@@ -12,6 +12,9 @@ from assets.sample_generator.reading_values import ValueGenerator
 
 
 def main() -> None:
+    """Print what is wrong with the forms of a file, and ten passages made of them."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m assets.sample_generator.reading_check FILE [SEED]")
     rng = random.Random(sys.argv[2] if len(sys.argv) > 2 else 0)
     path = Path(sys.argv[1])
     kinds = read_file(path)
@@ -37,8 +40,6 @@ def main() -> None:
                 print(f"{kind.name}: {{他}} without a person among the subjects: {block.sentence}")
             if not block.questions and "{" in block.sentence:
                 print(f"{kind.name}: no question: {block.sentence}")
-            generator = reading.PassageGenerator(rng, lambda _: True) if not kinds else None
-            del generator
             for _ in range(8):
                 template = expand_choices(block.sentence, rng)
                 for clause in CLAUSE_END.split(template):

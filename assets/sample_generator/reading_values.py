@@ -1,7 +1,7 @@
 """Draw the values of reading passages: names of invented characters, numbers, times and words.
 
-Nothing about a value can be guessed: names are strings of common characters, each of which occurs
-about equally often, and words come from lists that no passage prefers.
+Values cannot be guessed: names are strings of common characters, each of which occurs about equally
+often, and times, colors and other words come from lists that no passage prefers.
 """
 
 import random

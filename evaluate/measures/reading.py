@@ -29,8 +29,10 @@ from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 NUM_EXAMPLES_SHOWN = 3
 # Positions of an answer in its passage. Results files have them under the key "places".
 ANSWER_POSITIONS = ("first third", "middle third", "last third", "not word for word")
-# Answers that say that the passage does not have what is asked for: 文中没有提到, 资料里未说明 …
-NOT_MENTIONED = re.compile("(没有|没|未)(提到|提及|提供|说明|写明)")
+# Answers that say that the passage does not have what is asked for: 文中没有提到, 资料里并未说明 …
+NOT_MENTIONED = re.compile(
+    "[文料][中里内]?[^，。]{0,4}(没|没有|未)(提到|提及|提供|说明|介绍|给出|写)"
+)
 
 
 def run_reading(options: ReadingOptions) -> None:

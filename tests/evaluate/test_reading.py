@@ -201,6 +201,14 @@ def test_answer_position_in_passage() -> None:
     assert positions == expected
 
 
+def test_only_refusals_are_taken_for_refusals() -> None:
+    """Prevents answers about something that was not said from counting as refusals."""
+    refusals = ["文中没有提到。", "资料里并未说明他的年龄。", "材料中没有给出时间", "原文未提及。"]
+    answers = ["酒店没有提供早餐。", "他未说明原因。", "他在文中提到了两次。", "没有。"]
+    assert all(NOT_MENTIONED.search(text) for text in refusals)
+    assert not any(NOT_MENTIONED.search(text) for text in answers)
+
+
 def test_sample_has_answers_at_every_position(root: Path) -> None:
     """Prevents a sample with answers in one third only, or in other words than the passage."""
     with gzip.open(

@@ -12,6 +12,7 @@ from model.config import LlamaConfig, config_from_preset
 from model.llama import Llama, apply_rotary
 from model.reading_heads import init_reading_heads
 from model.tokenizer import Tokenizer, load_tokenizer
+from tests.helpers.training import truncate_tokenizer
 from train.options import ModelOptions
 
 PASSAGE = "短文：小明早上八点去学校，妈妈在厨房烤面包。爷爷到公园散步；"
@@ -111,18 +112,28 @@ def test_repetition_is_predicted_without_training(model: Llama, tokenizer: Token
 
 def test_small_shapes_are_refused_and_changed_shapes_are_left_alone(tokenizer: Tokenizer) -> None:
     """Prevents a traceback for a tiny model, and a circuit in shapes it was not measured for."""
-    with pytest.raises(UserError, match="reading_heads needs at least 4 layers"):
-        config_from_preset("babyllama-3m", tokenizer.vocab_size, num_hidden_layers=3)
+    for change in ({"num_hidden_layers": 3}, {"hidden_size": 320}, {"rope_theta": 1e4}):
+        with pytest.raises(UserError, match="reading_heads needs the hidden_size"):
+            config_from_preset("babyllama-3m", 300, **change)
     cases = [
         (ModelOptions(), True),
+        (ModelOptions(max_position_embeddings=512, tie_word_embeddings=False), True),
         (ModelOptions(reading_heads=False), False),
         (ModelOptions(hidden_size=320), False),
-        (ModelOptions(hidden_size=320, reading_heads=True), True),
         (ModelOptions(preset="babyllama-43m"), False),
     ]
     for options, expected in cases:
-        config = config_from_preset(options.preset, 300, **options.preset_overrides())
+        overrides = options.preset_overrides()
+        config = config_from_preset(options.preset, tokenizer.vocab_size, **overrides)
         assert config.reading_heads is expected, options
+        if expected:
+            init_reading_heads(Llama(config).init_weights(0), tokenizer, 0)
+
+
+def test_tokenizer_without_the_marks_is_refused(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents a circuit that takes the last byte of a character for a clause end."""
+    with pytest.raises(UserError, match="as one token"):
+        init_reading_heads(model, truncate_tokenizer(tokenizer), 0)
 
 
 def test_only_models_with_reading_heads_say_so_in_their_config() -> None:

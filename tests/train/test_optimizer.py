@@ -12,6 +12,7 @@ from model.llama import Llama
 from tests.helpers.training import TINY_SHAPE
 from train.optimizer import (
     AdamW,
+    FixedWeights,
     Muon,
     Optimizer,
     OptimizerOptions,
@@ -38,6 +39,25 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest() -> None:
     assert sorted(updated["muon"] + updated["adamw"]) == sorted(names.values())
     assert len(updated["muon"]) == 14 and all("_proj" in name for name in updated["muon"])
     assert len(undecayed) == 5 and all("norm" in name for name in undecayed)
+
+
+@pytest.mark.parametrize("optimizer_class", [AdamW, Muon])
+def test_fixed_parts_neither_move_nor_count(optimizer_class: type[Optimizer]) -> None:
+    """Prevents weight decay of reading heads, and gradients of theirs that clip all others."""
+    weight = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    mask = torch.zeros(6, 4, dtype=torch.bool)
+    mask[2:4] = True
+    fixed = FixedWeights({weight: mask})
+    options = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.9, 0.95), "momentum": 0.9}
+    optimizer = optimizer_class([{"params": [weight], **options}])
+    for _ in range(3):
+        weight.grad = torch.ones(6, 4) + torch.eye(6, 4)
+        fixed.zero_gradients()
+        assert weight.grad[mask].norm() == 0 and weight.grad[~mask].min() >= 1
+        optimizer.step()
+        fixed.restore()
+    assert torch.equal(weight[mask], before[mask]) and (weight != before)[~mask].all()
 
 
 def train_beside(ours: type[Optimizer], theirs: Any, **options: Any) -> list[list[nn.Parameter]]:

@@ -66,6 +66,8 @@ def test_training_leaves_reading_heads_alone(
     tuned, _ = weights.load_checkpoint(train(root, sft, options), CPU)
     for before, after in zip(fixed_parts(initial), fixed_parts(tuned), strict=True):
         assert torch.equal(before, after)
+    assert not torch.equal(tuned.lm_head.weight, pretrained.lm_head.weight)
+    assert run_layout.step_folder(tmp_path / "tuned", 2).is_dir()
 
 
 @pytest.mark.slow
@@ -103,4 +105,4 @@ def test_model_of_the_sample_answers_from_passages_that_people_wrote(
             )
         )
     print(f"{num_right[0]} of {len(accepted)}, {num_right[1]} with another passage")
-    assert num_right[0] >= 0.4 * len(accepted) and num_right[1] <= 0.05 * len(accepted)
+    assert num_right[0] >= 0.4 * len(accepted) and num_right[1] == 0

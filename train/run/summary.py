@@ -83,6 +83,7 @@ def _print_model(spec: RunSpec, model: Llama) -> None:
     print(
         f"model     {spec.model_name}: {config.num_parameters / 1e6:.1f}M parameters, vocabulary "
         f"{config.vocab_size:,}, {flops_per_token / 1e6:.1f} MFLOP per token"
+        f"{', reading heads' if config.reading_heads else ''}"
     )
     if spec.lora is not None:
         print(

@@ -244,11 +244,38 @@ class PretrainOptions(TrainOptions):
         "that the data was prepared with)",
     )
     max_steps: int = Field(
-        440,
+        500,
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )
     evaluation: EvaluationOptions = EvaluationOptions()
+
+
+class SftOptimizerOptions(OptimizerOptions):
+    """The group `optimizer` of fine-tuning: default rates depend on the data."""
+
+    lr: float = Field(
+        5e-4,
+        gt=0,
+        lt=10,
+        description="peak learning rate of AdamW; for data with summaries 3e-3, unless given",
+    )
+    muon_lr: float = Field(
+        6e-3,
+        gt=0,
+        lt=10,
+        description="peak learning rate of Muon; for data with summaries 2e-2, unless given",
+    )
+
+    def with_summary_rates(self) -> "SftOptimizerOptions":
+        """Return the options with the default rates for summaries.
+
+        A title is put together from parts of the text, which a base that has only read has to
+        learn; answers to questions repeat the passage, which high rates unlearn.
+        """
+        rates = {"lr": 3e-3, "muon_lr": 2e-2}
+        missing = {name: rate for name, rate in rates.items() if name not in self.model_fields_set}
+        return self.model_copy(update=missing)
 
 
 class SftEvaluationOptions(Options):
@@ -309,8 +336,7 @@ class SftOptions(TrainOptions):
         "of the base",
     )
     lora: LoraOptions = LoraOptions()
-    # Lower rates than those of pretraining, as measured on the sample.
-    optimizer: OptimizerOptions = OptimizerOptions(lr=5e-4, muon_lr=6e-3)
+    optimizer: SftOptimizerOptions = SftOptimizerOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     def find_conflicts(self) -> list[str]:

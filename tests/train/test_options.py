@@ -80,3 +80,12 @@ def test_an_adapter_needs_a_base() -> None:
         validate_options(SftOptions, {"adapter": "lara", "lora": {"targets": "qproj"}})
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["--adapter", "--lora.targets.0"]
+
+
+def test_given_rates_of_fine_tuning_are_kept() -> None:
+    """Prevents default rates for summaries that replace rates of a command line or a config."""
+    options = SftOptions.model_validate({"optimizer": {"lr": 1e-3}})
+    optimizer = options.optimizer.with_summary_rates()
+    assert (optimizer.lr, optimizer.muon_lr) == (1e-3, 2e-2)
+    optimizer = SftOptions().optimizer.with_summary_rates()
+    assert (optimizer.lr, optimizer.muon_lr) == (3e-3, 2e-2)

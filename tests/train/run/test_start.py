@@ -56,7 +56,7 @@ def test_help_defaults_do_not_depend_on_existing_runs(
         with pytest.raises(SystemExit):
             parse_train_options(PretrainOptions, "pretrain", "")
         text = " ".join(capsys.readouterr().out.split())
-        assert "start (default: 440)" in text and "7654321" not in text
+        assert "start (default: 500)" in text and "7654321" not in text
 
 
 def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path) -> None:

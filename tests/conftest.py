@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILES = (
     "bench/test_gpu.py",
     "train/test_distributed.py",
+    "train/test_reading.py",
     "reliability/test_torchrun.py",
     "chat/serve/test_connection_limits.py",
     "model/interop/test_hf_import.py",

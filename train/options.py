@@ -251,31 +251,33 @@ class PretrainOptions(TrainOptions):
     evaluation: EvaluationOptions = EvaluationOptions()
 
 
+# A rate of fine-tuning, or "auto".
+AutoRate = Literal["auto"] | Annotated[float, Field(gt=0, lt=10)]
+
+
 class SftOptimizerOptions(OptimizerOptions):
-    """The group `optimizer` of fine-tuning: default rates depend on the data."""
+    """The group `optimizer` of fine-tuning: rates that are not given depend on the data."""
 
-    lr: float = Field(
-        5e-4,
-        gt=0,
-        lt=10,
-        description="peak learning rate of AdamW; for data with summaries 3e-3, unless given",
+    lr: AutoRate = Field(  # type: ignore[assignment]
+        "auto",
+        description="peak learning rate of AdamW; auto: 3e-3 for data with summaries, otherwise "
+        "5e-4",
     )
-    muon_lr: float = Field(
-        6e-3,
-        gt=0,
-        lt=10,
-        description="peak learning rate of Muon; for data with summaries 2e-2, unless given",
+    muon_lr: AutoRate = Field(  # type: ignore[assignment]
+        "auto",
+        description="peak learning rate of Muon (its updates have unit size); auto: 2e-2 for data "
+        "with summaries, otherwise 6e-3",
     )
 
-    def with_summary_rates(self) -> "SftOptimizerOptions":
-        """Return the options with the default rates for summaries.
+    def resolve(self, *, has_summaries: bool) -> OptimizerOptions:
+        """Return the options with numbers as rates.
 
-        A title is put together from parts of the text, which a base that has only read has to
-        learn; answers to questions repeat the passage, which high rates unlearn.
+        A title is put together from parts of a text, which a base has to learn; answers to
+        questions mostly repeat the passage, and high rates make that worse (docs/log.md).
         """
-        rates = {"lr": 3e-3, "muon_lr": 2e-2}
-        missing = {name: rate for name, rate in rates.items() if name not in self.model_fields_set}
-        return self.model_copy(update=missing)
+        rates = {"lr": 3e-3, "muon_lr": 2e-2} if has_summaries else {"lr": 5e-4, "muon_lr": 6e-3}
+        given = {name: value for name, value in self.model_dump().items() if value != "auto"}
+        return OptimizerOptions(**{**rates, **given})
 
 
 class SftEvaluationOptions(Options):

@@ -132,9 +132,9 @@ def resolve_run(options: SftOptions) -> RunSpec:
     sets = _open_sets(options.data, folder, base, tokenizer_path)
     for mixture_set in sets:
         _check_same_template(mixture_set, tokenizer_path, template)
-    if any(mixture_set.shards.kind is summaries.KIND for mixture_set in sets):
-        optimizer = options.optimizer.with_summary_rates()
-        options = options.model_copy(update={"optimizer": optimizer})
+    has_summaries = any(mixture_set.shards.kind is summaries.KIND for mixture_set in sets)
+    optimizer = options.optimizer.resolve(has_summaries=has_summaries)
+    options = options.model_copy(update={"optimizer": optimizer})
     data = build_data(options, sets, tokenizer, template)
     dev_sets = build_dev_sets(options, sets, tokenizer, template)
     return RunSpec(

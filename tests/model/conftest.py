@@ -40,6 +40,7 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sequence_length": 256,
         "batch_tokens": 256,
         "max_steps": 12,
+        "optimizer.lr": 2e-2,
         "device": "cpu",
         "evaluation.examples": 0,
         "checkpoint.every": 100,

@@ -52,6 +52,7 @@ TABLE = Path(__file__).with_name("bad_options.txt").read_text(encoding="utf-8")
 ROWS = [line.split("|", 1) for line in TABLE.splitlines() if not line.startswith("#")]
 # Programs that a command starts for itself; nobody types them.
 INTERNAL = {
+    "assets.sample_generator.reading_check",
     "bench.gpu.preload",
     "bench.gpu.runs",
     "bench.gpu.worker",

@@ -213,9 +213,9 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "sizes"),
     [
-        ("model.export --checkpoint {model} --format hf --out {out}", (0, 300, 600, 800)),
-        ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 100, 500)),
-        ("model.import_hf {model} --run {out}", (0, 300, 600)),
+        ("model.export --checkpoint {model} --format hf --out {out}", (0, 150, 300, 400)),
+        ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 50, 250)),
+        ("model.import_hf {model} --run {out}", (0, 150, 300)),
     ],
 )
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")

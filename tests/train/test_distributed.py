@@ -64,7 +64,8 @@ COMMAND_OPTIONS: dict[str, dict[str, Any]] = {
     "sft": {
         "max_steps": SFT_STEPS,
         "base": "none",
-        "optimizer.lr": 0.02,
+        "optimizer.lr": 0.04,
+        "optimizer.muon_lr": 0.04,
         "sequence_length": 256,
         "batch_tokens": 2048,
         "evaluation.examples": 1,
@@ -99,7 +100,8 @@ class Runs:
             "adapter": "lora",
             "lora.dropout": 0.5,
             "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
-            "optimizer.lr": 0.02,
+            "optimizer.lr": 0.04,
+            "optimizer.muon_lr": 0.04,
         }
         return self.arguments("sft", name, **adapter, **changes)
 

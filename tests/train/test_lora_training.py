@@ -128,7 +128,7 @@ def test_checkpoint_contains_adapter_and_base_reference(
         "tokenizer.model",
     }
     assert sum(sizes.values()) - sizes["tokenizer.model"] < 60_000
-    assert (base / locate.WEIGHTS_FILE).stat().st_size > 2_000_000
+    assert (base / locate.WEIGHTS_FILE).stat().st_size > 1_000_000
     ids = torch.arange(400, 440).unsqueeze(0)
     cpu = torch.device("cpu")
     with torch.no_grad():

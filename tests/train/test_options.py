@@ -82,10 +82,13 @@ def test_an_adapter_needs_a_base() -> None:
     assert [line.split(":")[0] for line in lines] == ["--adapter", "--lora.targets.0"]
 
 
-def test_given_rates_of_fine_tuning_are_kept() -> None:
-    """Prevents default rates for summaries that replace rates of a command line or a config."""
-    options = SftOptions.model_validate({"optimizer": {"lr": 1e-3}})
-    optimizer = options.optimizer.with_summary_rates()
-    assert (optimizer.lr, optimizer.muon_lr) == (1e-3, 2e-2)
-    optimizer = SftOptions().optimizer.with_summary_rates()
-    assert (optimizer.lr, optimizer.muon_lr) == (3e-3, 2e-2)
+def test_rates_of_fine_tuning_depend_on_the_data_unless_given() -> None:
+    """Prevents rates for summaries that replace those of a command line, or are never used."""
+    arguments = ["--optimizer.lr", "1e-3", "--optimizer.clip", "2"]
+    given = parse_options(SftOptions, arguments, name="train.sft", description="")
+    optimizer = given.optimizer.resolve(has_summaries=True)
+    assert (optimizer.lr, optimizer.muon_lr, optimizer.clip) == (1e-3, 2e-2, 2.0)
+    defaults = parse_options(SftOptions, [], name="train.sft", description="")
+    for has_summaries, rates in ((True, (3e-3, 2e-2)), (False, (5e-4, 6e-3))):
+        optimizer = defaults.optimizer.resolve(has_summaries=has_summaries)
+        assert (optimizer.lr, optimizer.muon_lr) == rates

@@ -233,7 +233,7 @@ def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
 def test_sample_in_place_of_a_corpus_limits_epochs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevent a day of a GPU on 29,000 epochs of 100 kB, because `make data` was forgotten."""
+    """Prevent a day of a GPU on 17,000 epochs of 100 kB, because `make data` was forgotten."""
     monkeypatch.chdir(tmp_path)
     config = load_yaml(root / "configs" / "pretrain-43m.yaml")
 
@@ -245,7 +245,7 @@ def test_sample_in_place_of_a_corpus_limits_epochs(
         resolve(10_000)
     message = str(refused.value)
     assert "\n" not in message
-    assert re.search(r"10,000 steps are 29,\d\d\d epochs of the shipped sample", message)
+    assert re.search(r"10,000 steps are 17,\d\d\d epochs of the shipped sample", message)
     assert "zhihu is not prepared: prepare it first (make data DATA=zhihu)" in message
     advice = re.search(r"--max_steps (\d+)$", message)
     assert advice is not None

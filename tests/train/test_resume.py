@@ -35,6 +35,7 @@ OPTIONS = {
     "batch_tokens": 512,
     "micro_batch": 4,
     "max_steps": LAST_STEP,
+    "optimizer": {"lr": 8e-3, "muon_lr": 4e-2},
     "checkpoint.every": 6,
     "evaluation.every": 5,
     "log_every": 3,

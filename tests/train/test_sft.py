@@ -124,6 +124,8 @@ def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_
     options = {
         "data": prepared["redgpt"],
         "max_steps": 30,
+        "optimizer.lr": 4e-3,
+        "optimizer.muon_lr": 2e-2,
         "evaluation.every": 10,
         "evaluation.scored": 2,
     }

@@ -70,7 +70,7 @@ def test_dev_rouge_is_counted_in_the_case_of_the_source(
     mixture = (MixtureSet("phones", ShardSet.open(tmp_path / "set"), 1.0),)
     dev_sets = build_dev_sets(options, mixture, tokenizer, Template())
     evaluator = AnswerEvaluator(options, tokenizer, Template(), dev_sets)
-    model = random_llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=256)
+    model = random_llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
     evaluator.evaluate(model, 1, MetricsLog(tmp_path, 0))
     [record] = [record for record in read_metrics(tmp_path) if record["kind"] == "rouge"]
     assert record["case"] == case and record["examples"] == len(sources)

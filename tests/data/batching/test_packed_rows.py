@@ -24,15 +24,15 @@ from model.tokenizer.base import Tokenizer
 
 @pytest.fixture
 def examples(conversations: StoredRecords[Conversation], tokenizer: Tokenizer) -> Examples:
-    """The conversations as examples for rows of 128 positions."""
-    return KIND.examples(conversations, 128, tokenizer, Template(), None)
+    """The conversations as examples for rows of 256 positions."""
+    return KIND.examples(conversations, 256, tokenizer, Template(), None)
 
 
 def build_plan(examples: Examples, folder: Path, **options: Any) -> PackedPlan:
-    """Return a plan of examples, or of `example_sets`, in rows of 128 positions."""
+    """Return a plan of examples, or of `example_sets`, in rows of 256 positions."""
     example_sets = options.pop("example_sets", [examples])
     weights = options.pop("weights", (1.0,) * len(example_sets))
-    return PackedPlan(example_sets, weights, folder=folder, seed=3, length=128, **options)
+    return PackedPlan(example_sets, weights, folder=folder, seed=3, length=256, **options)
 
 
 def test_packing_loses_nothing_and_fills_rows() -> None:
@@ -79,7 +79,7 @@ def test_plan_of_different_mixture_is_not_reused(examples: Examples, tmp_path: P
 @pytest.mark.slow
 def test_mixture_shares_follow_weights(examples: Examples, shard_set: Path, tmp_path: Path) -> None:
     """Prevents weights that are ignored, or sets one after another instead of mixed."""
-    text = TextExamples(Sequences(shard_set, "train"), 128)
+    text = TextExamples(Sequences(shard_set, "train"), 256)
     plan = build_plan(
         examples,
         tmp_path / "plan",

@@ -85,9 +85,9 @@ def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) 
 # tokenizer.
 DIGESTS = {
     2: {
-        "wikipedia": "6d2af686395b28e2104dd63f18b376ca11cfcfb65a9fb66f02758aa6bf250f78",
-        "redgpt": "ff0805b194eb2bbeaf1870743d8247c9487f05613e97d63a4005d88c9653ce1a",
-        "csl": "109b17cfe7f868ee22646f816a4b72d8b9d3d5c8f012607702d92612b0db44d8",
+        "wikipedia": "8b683a925d622faf297c3cbb161b59138ea7835284987503cb3abe17c40ce0d4",
+        "redgpt": "85ed8f6aa9a8afd1c0eaa3b4cfc36faae80d3ac7427ec2d5d232b4c431cd62e1",
+        "csl": "ca4b8c49e66a2941d9365983ca56c51d9236db7d5b07c3ef5100b39497450b7e",
     }
 }
 

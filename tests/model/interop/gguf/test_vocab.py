@@ -57,8 +57,8 @@ def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
     pieces = build_native_vocabulary(tokenizer, tokenizer.vocab_size + 2).pieces
     assert pieces[3:-2] == tokenizer.pieces[3:]
     assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [
-        ("<unused_8192>", UNUSED),
-        ("<unused_8193>", UNUSED),
+        ("<unused_4202>", UNUSED),
+        ("<unused_4203>", UNUSED),
     ]
 
 

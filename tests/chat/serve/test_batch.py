@@ -66,14 +66,14 @@ def test_logits_are_computed_only_if_a_sequence_needs_them(endless: Path) -> Non
 
     def answer(**penalty: float) -> str:
         """Return the answer of a sequence beside one without penalties."""
-        tracked = TrackedRequest([1, 9], 20, **penalty)
+        tracked = TrackedRequest([1, 9], 50, **penalty)
         run_batch(loaded_model, TrackedRequest([1, 8], 5), tracked)
         return tracked.result()[0]
 
     without_penalty = answer()
-    assert without_penalty == generate_alone(loaded_model, TrackedRequest([1, 9], 20).request)
+    assert without_penalty == generate_alone(loaded_model, TrackedRequest([1, 9], 50).request)
     assert head._transposed_weight is None and head._argmax_filter is not None
-    with_penalty = {answer(presence_penalty=-1.2), answer(presence_penalty=-2.0)}
+    with_penalty = {answer(frequency_penalty=2.0), answer(presence_penalty=-2.0)}
     assert len({without_penalty, *with_penalty}) == 3
     assert head._transposed_weight is not None
 

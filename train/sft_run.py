@@ -133,6 +133,9 @@ def resolve_run(options: SftOptions) -> RunSpec:
     for mixture_set in sets:
         _check_same_template(mixture_set, tokenizer_path, template)
     has_summaries = any(mixture_set.shards.kind is summaries.KIND for mixture_set in sets)
+    if has_summaries:
+        # Titles are put together from several sentences, which heads that repeat a clause hinder.
+        model_config = replace(model_config, reading_heads=False)
     optimizer = options.optimizer.resolve(has_summaries=has_summaries)
     options = options.model_copy(update={"optimizer": optimizer})
     data = build_data(options, sets, tokenizer, template)

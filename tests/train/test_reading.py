@@ -67,7 +67,15 @@ def test_training_leaves_reading_heads_alone(
     for before, after in zip(fixed_parts(initial), fixed_parts(tuned), strict=True):
         assert torch.equal(before, after)
     assert not torch.equal(tuned.lm_head.weight, pretrained.lm_head.weight)
+    assert tuned.config.reading_heads
     assert run_layout.step_folder(tmp_path / "tuned", 2).is_dir()
+
+    # Summaries train them.
+    options = {**options, "run": tmp_path / "summaries", "data": "csl", "max_steps": 1}
+    summarizer, _ = weights.load_checkpoint(train(root, sft, options), CPU)
+    assert not summarizer.config.reading_heads
+    for before, after in zip(fixed_parts(initial), fixed_parts(summarizer), strict=True):
+        assert not torch.equal(before, after)
 
 
 @pytest.mark.slow

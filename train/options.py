@@ -323,7 +323,9 @@ class SftOptions(TrainOptions):
     tokenizer: Path | None = Field(
         None, description="tokenizer for --base none (default: the one that is shipped)"
     )
-    epochs: float | None = Field(1.0, gt=0, description="passes over the data")
+    epochs: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        "auto", description="passes over the data; auto: 2 for data with summaries, otherwise 1"
+    )
     max_steps: int | None = Field(
         None, gt=0, description="optimizer steps of the whole run; replaces epochs"
     )

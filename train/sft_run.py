@@ -60,6 +60,7 @@ class ExampleData:
         rows_per_epoch = row_plan.num_rows(epoch=0)
         # --max_steps replaces --epochs; `SftOptions.find_conflicts` makes sure that one is given.
         max_steps = options.max_steps or 0
+        assert options.epochs != "auto"  # `resolve_run` has replaced it
         if options.epochs is not None and not max_steps:
             max_steps = max(1, math.ceil(options.epochs * rows_per_epoch / rows_per_step))
         epochs = max_steps * rows_per_step / rows_per_epoch
@@ -136,8 +137,12 @@ def resolve_run(options: SftOptions) -> RunSpec:
     if has_summaries:
         # Titles are put together from several sentences, which heads that repeat a clause hinder.
         model_config = replace(model_config, reading_heads=False)
-    optimizer = options.optimizer.resolve(has_summaries=has_summaries)
-    options = options.model_copy(update={"optimizer": optimizer})
+    changes: dict[str, object] = {
+        "optimizer": options.optimizer.resolve(has_summaries=has_summaries)
+    }
+    if options.epochs == "auto":
+        changes["epochs"] = 2.0 if has_summaries else 1.0
+    options = options.model_copy(update=changes)
     data = build_data(options, sets, tokenizer, template)
     dev_sets = build_dev_sets(options, sets, tokenizer, template)
     return RunSpec(

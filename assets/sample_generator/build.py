@@ -43,8 +43,8 @@ def build_sample() -> Files:
     files = pretraining_files(world, [*textbook, *exercises], journal)
     files |= sft_files(world, tuning_generator.draw_passages(TUNING))
     files |= summary_files(world, studies)
-    # The held-out passages come last: the two characters that form a name, and the four digits of a
-    # number, must not occur in any other file.
+    # The held-out passages come last: no two characters that stand side by side in an invented name
+    # do so in any other file.
     sample_text = readable_text(files)
     sample_ngrams = set(map("".join, zip(sample_text, sample_text[1:], strict=False)))
     held_out_generator = PassageGenerator(

@@ -4,6 +4,7 @@ import collections
 import gzip
 import hashlib
 import itertools
+import random
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from rouge_chinese import Rouge
 from assets.sample_generator.build import build_sample
 from assets.sample_generator.grammar import read_table
 from assets.sample_generator.reading import NOT_MENTIONED
+from assets.sample_generator.reading_values import ValueGenerator
 from assets.sample_generator.state import World
 
 Files = dict[str, str]
@@ -269,6 +271,15 @@ def encode_triples(text: str) -> np.ndarray:
     """Return a number for each three characters that follow one another; a code has 21 bits."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
     return codes[:-2] << np.uint64(42) | codes[1:-1] << np.uint64(21) | codes[2:]
+
+
+def test_held_out_names_have_no_pair_of_characters_that_training_has() -> None:
+    """Prevents test passages whose invented names a model has seen."""
+    seen = "".join(ValueGenerator(random.Random(0), lambda _: True).stem(4) for _ in range(20_000))
+    pairs = set(map("".join, zip(seen, seen[1:], strict=False)))
+    values = ValueGenerator(random.Random(0), lambda pair: pair not in pairs)
+    stems = [values.stem(4) for _ in range(20_000)]
+    assert not {stem[i : i + 2] for stem in stems for i in range(3)} & pairs
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import collections
 import gzip
 import hashlib
 import itertools
-import random
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any

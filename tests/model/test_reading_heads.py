@@ -71,6 +71,30 @@ def test_clause_start_is_found(model: Llama, tokenizer: Tokenizer) -> None:
             assert weights[text.index(character), text.index(start)] > 0.5, character
 
 
+def test_answer_is_a_clause_of_its_own(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents a copy that is taken for a part of the template in front of it."""
+    prompt, answer = PASSAGE + "\n\n人类：谁到公园？\n\n助手：", "爷爷到公园散步"
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt + answer)]
+    start = len(ids) - len(answer)
+    assert attention(model, ids, 1, 1)[start:, start].min() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("question", "first"), [("在厨房", "妈"), ("去学校", "小"), ("到公园", "爷")]
+)
+def test_answer_begins_with_the_clause_of_the_question(
+    model: Llama, tokenizer: Tokenizer, question: str, first: str
+) -> None:
+    """Prevents a proposal of any clause, or of none."""
+    prompt = f"{PASSAGE}\n\n人类：谁{question}？\n\n助手："
+    with torch.no_grad():
+        logits = model(torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]]))[0, -1]
+    scores = {start: logits[tokenizer.encode(start)[0]].item() for start in "小妈爷"}
+    assert max(scores, key=scores.__getitem__) == first, scores
+    # Also among all characters, of which the passage has more.
+    assert scores[first] > logits[1000:].topk(20).values[-1]
+
+
 def test_question_finds_the_same_words_in_the_passage(model: Llama, tokenizer: Tokenizer) -> None:
     """Prevents a lookup that depends on how far the passage is away."""
     ids = [tokenizer.bos_id, *tokenizer.encode(PASSAGE + QUESTION)]

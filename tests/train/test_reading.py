@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,13 @@ from common import run_layout
 from evaluate.kinds.conversations import Question, answer_questions
 from model.chat_template.template import load_template
 from model.checkpoint import locate, weights
+from model.config import config_from_preset
 from model.llama import Llama
 from model.reading_heads import init_reading_heads, reading_head_masks
 from model.tokenizer.base import Tokenizer
-from tests.helpers.training import to_arguments
+from tests.helpers.training import build_spec, to_arguments
 from train import pretrain, sft
+from train.run.start import start
 
 CPU = torch.device("cpu")
 MAX_ANSWER_CHARACTERS = 30
@@ -76,6 +79,21 @@ def test_training_leaves_reading_heads_alone(
     assert not summarizer.config.reading_heads
     for before, after in zip(fixed_parts(initial), fixed_parts(summarizer), strict=True):
         assert not torch.equal(before, after)
+
+
+def test_reading_heads_do_not_count_in_the_gradient_norm(shard_set: Path, tmp_path: Path) -> None:
+    """Prevents weights that do not move from clipping the gradients of those that do."""
+    spec = build_spec(tmp_path / "run", shard_set)
+    config = config_from_preset("babyllama-3m", spec.tokenizer.vocab_size)
+    trainer = start(replace(spec, model_config=config))
+    trainer.compute_gradients(trainer._load_micro_batches(0))
+    trainer.close()
+    grads = [
+        weight.grad[mask]
+        for weight, mask in reading_head_masks(trainer.model).items()
+        if weight.grad is not None
+    ]
+    assert grads and all(grad.norm() == 0 for grad in grads)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from tests.helpers.training import (
     comparable_records,
     to_arguments,
 )
+from train.options import SftOptions
+from train.sft_run import resolve_run
 
 SIZES = {"sequence_length": 256, "batch_tokens": 512, "device": "cpu", "log_every": 2}
 FREQUENT = {
@@ -143,6 +145,18 @@ def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_
     assert accuracies[-1] > accuracies[0]
     done = sft(run, {**options, "seed": 1})
     assert done.returncode == 2 and "seed: 0 -> 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_epochs_and_rates_depend_on_the_data(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """Prevent summaries that are learned by chance, and reading that high rates unlearn."""
+    chosen = {}
+    for name in ("csl", "redgpt"):
+        options = SftOptions(base="none", data=str(prepared[name]), run=tmp_path / name)
+        resolved = resolve_run(options).options
+        assert isinstance(resolved, SftOptions)
+        chosen[name] = (resolved.epochs, resolved.optimizer.lr)
+    assert chosen == {"csl": (2.0, 3e-3), "redgpt": (1.0, 5e-4)}
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ _SUBSPACE_SHARE = 0.225
 _PREVIOUS_TOKEN_SCALE = 10.0  # at the previous token or the one before it
 _QUESTION_SCALE = 1.0  # at the question, behind "："
 _MATCH_SCALE = 10.0  # behind an equal token
-_PAIR_SCALE = 1.5  # behind an equal pair of tokens, more
-_CLAUSE_SCALE = 15.0  # in a clause with an equal first token, more
+_PAIR_SCALE = 1.5  # the same behind an equal pair of tokens, in addition
+_CLAUSE_SCALE = 15.0  # in a clause with an equal first token, in addition
 # The same at `<bos>`, to which a head attends that has nothing to do. Rows of pretraining that
 # begin inside a document have none; there such a head attends to everything a little.
 _SINK_SCALE = 4.0  # of (2, 0)
@@ -87,8 +87,8 @@ class Head:
     ) -> None:
         """Attend to keys `distance` tokens back by rotary `pairs`.
 
-        The score is the sum of cos(frequency * (its distance - `distance`)) over the pairs, times
-        `scale`, times the products of the input with `query`[D] and with `key`[D].
+        The score of a key that is t tokens back is `scale` times the sum of cos(frequency * (t -
+        `distance`)) over the pairs, times the products of the input with `query`[D] and `key`[D].
         """
         angles = distance * frequencies[pairs]
         query, key = scale**0.5 * query, scale**0.5 * key
@@ -110,7 +110,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Subspaces:
-    """Disjoint sets of hidden dimensions. A set of R of the D dimensions is a matrix [R, D]."""
+    """Disjoint sets of hidden dimensions. R of the D dimensions are a matrix [R, D] of unit rows."""
 
     constant: Tensor  # [D]; all tokens have the same there
     sink: Tensor  # [D]; only `<bos>` has something there

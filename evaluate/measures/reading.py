@@ -267,10 +267,10 @@ def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
         # By where in the passage the answer stands.
         for position, rates in metrics["places"].items():
             table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
-        table.append(("says: not in the passage", right["not_mentioned"], control["not_mentioned"]))
+        table.append(("refused to answer", right["not_mentioned"], control["not_mentioned"]))
     if "unanswerable" in metrics:
         rates = metrics["unanswerable"]
-        table.append((f"exact, no answer ({rates['questions']:,})", rates["exact"], None))
+        table.append((f"unanswerable ({rates['questions']:,}), exact", rates["exact"], None))
     table.append(("stopped by <eos>", right["stopped"], control["stopped"]))
     table.append(("loops", right["loops"], control["loops"]))
     lines = [f"{'':26}{'right passage':>15}{'wrong passage':>15}"]

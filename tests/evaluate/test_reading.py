@@ -147,7 +147,7 @@ def test_refusals_are_counted_apart(
     for passage in ("right", "wrong"):
         assert (figures[passage]["exact"], figures[passage]["not_mentioned"]) == (0.0, 1.0)
     assert sum(rates["questions"] for rates in figures["places"].values()) == 2
-    assert "says: not in the passage           100.0%" in capsys.readouterr().out
+    assert "refused to answer                  100.0%" in capsys.readouterr().out
 
 
 def test_control_passage_is_never_the_right_one(root: Path) -> None:

@@ -76,7 +76,7 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
         model, _ = weights.load_checkpoint(weights_folder, spec.device)
     else:
         model = _build_adapter_model(spec, checkpoint)
-    # Without the reading heads of its base a run trains them like other weights.
+    # Fine-tuning on summaries trains the reading heads of its base like other weights.
     model.config = replace(model.config, reading_heads=spec.model_config.reading_heads)
     # A tokenizer may also have gaps between its ids.
     weights.set_unused_ids(model, spec.tokenizer)

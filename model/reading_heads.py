@@ -110,7 +110,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Subspaces:
-    """Disjoint sets of hidden dimensions. R of the D dimensions are a matrix [R, D] of unit rows."""
+    """Disjoint sets of hidden dimensions: R of the D dimensions are unit rows [R, D]."""
 
     constant: Tensor  # [D]; all tokens have the same there
     sink: Tensor  # [D]; only `<bos>` has something there

@@ -10,7 +10,7 @@ DESCRIPTION = """Measure a run with every command that fits it, and write a repo
 
 A pretraining run is measured with evaluate.perplexity and evaluate.trigram. A fine-tuned run is
 measured with evaluate.perplexity on its dev split, then on the test split of its data with
-evaluate.rouge (summaries) or evaluate.reading (conversations about a reference), and with
+evaluate.rouge (summaries) or evaluate.passage_qa (conversations about a reference), and with
 evaluate.repetition. A mixture is measured part by part. Each part of a pretraining mixture is
 compared with a trigram trained on that part alone; replay in a fine-tuning mixture is not.
 

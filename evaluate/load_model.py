@@ -27,6 +27,11 @@ class LoadedCheckpoint:
     """The keys are `checkpoint` (as the user named it), `step` if known, `weights` if quantized."""
 
     @cached_property
+    def identity(self) -> dict[str, str | int]:
+        """Return what the outputs of the model depend on, for results that are kept on disk."""
+        return {**self.provenance, "sha256": locate.weights_sha256(self.folder)}
+
+    @cached_property
     def template(self) -> Template:
         """Return the chat template of the checkpoint."""
         return load_template(self.folder)

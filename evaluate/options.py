@@ -129,8 +129,8 @@ class RougeOptions(AnswerOptions):
         return lines
 
 
-class ReadingOptions(AnswerOptions):
-    """Options of `python -m evaluate.reading`."""
+class PassageQAOptions(AnswerOptions):
+    """Options of `python -m evaluate.passage_qa`."""
 
     checkpoint: Path = Field(description=_CHECKPOINT_HELP)
     source: str = Field(description="source of --input, such as redgpt")

@@ -50,7 +50,7 @@ print(json.dumps(result))
 """
 WORK_SCRIPT = """
 import sys
-import chat.terminal.repl, evaluate.measures.reading, evaluate.measures.rouge
+import chat.terminal.repl, evaluate.measures.passage_qa, evaluate.measures.rouge
 import model.interop.gguf.export, model.interop.hf_import, train.sft_run, train.pretrain_run
 import torch
 from train.optimizer import AdamW, Muon

@@ -39,7 +39,7 @@ class Source:
     fit the schema. They are separate so that one process can read while others parse.
 
     `has_passages` says that its conversations are about a reference passage, so that
-    `evaluate.reading` can ask with the right passage and with another one.
+    `evaluate.passage_qa` can ask with the right passage and with another one.
 
     `check_fields` raises SkipRecordError for the row of a record with an unsupported field, and
     returns the fields that nothing is known about (`data.sources.fields`).

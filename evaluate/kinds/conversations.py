@@ -37,10 +37,10 @@ class ConversationEvaluation(KindEvaluation):
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str
     ) -> list[Command]:
-        """Return evaluate.repetition and, if the source has passages, evaluate.reading."""
+        """Return evaluate.repetition and, if the source has passages, evaluate.passage_qa."""
         repetition = ["evaluate.repetition", *model_options, *test_options]
         if SOURCES[source].has_passages:
-            return [["evaluate.reading", *model_options, *test_options], repetition]
+            return [["evaluate.passage_qa", *model_options, *test_options], repetition]
         return [repetition]
 
     def generate_answers(

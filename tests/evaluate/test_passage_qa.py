@@ -13,7 +13,7 @@ from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
-from evaluate.measures.reading import (
+from evaluate.measures.passage_qa import (
     ANSWER_POSITIONS,
     NOT_MENTIONED,
     locate_answer,

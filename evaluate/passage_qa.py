@@ -1,10 +1,10 @@
-"""`python -m evaluate.reading`: passage QA, with the right passage and with another one."""
+"""`python -m evaluate.passage_qa`: passage QA, with the right passage and with another one."""
 
 import sys
 
 from common.errors import run_main
 from common.options import parse_options
-from evaluate.options import ReadingOptions
+from evaluate.options import PassageQAOptions
 
 DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), twice.
 
@@ -25,12 +25,12 @@ question."""
 def main() -> None:
     """Ask questions about passages with the options of the command line."""
     options = parse_options(
-        ReadingOptions, sys.argv[1:], name="evaluate.reading", description=DESCRIPTION
+        PassageQAOptions, sys.argv[1:], name="evaluate.passage_qa", description=DESCRIPTION
     )
     # Imported here so that --help and invalid options answer without loading PyTorch.
-    from evaluate.measures.reading import run_reading
+    from evaluate.measures.passage_qa import run_passage_qa
 
-    run_reading(options)
+    run_passage_qa(options)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.repetition import is_looping
-from evaluate.options import ReadingOptions
+from evaluate.options import PassageQAOptions
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 
@@ -35,12 +35,12 @@ NOT_MENTIONED = re.compile(
 )
 
 
-def run_reading(options: ReadingOptions) -> None:
+def run_passage_qa(options: PassageQAOptions) -> None:
     """Ask a checkpoint questions about passages; report the result."""
-    report_result(evaluate_reading(options), options.json_file, options.predictions)
+    report_result(evaluate_passage_qa(options), options.json_file, options.predictions)
 
 
-def evaluate_reading(options: ReadingOptions) -> EvalResult:
+def evaluate_passage_qa(options: PassageQAOptions) -> EvalResult:
     """Answer all questions with the right passage and with a control passage, and compare.
 
     Raises UserError if the records have fewer than two different passages, or if no question fits
@@ -137,7 +137,7 @@ def locate_answer(question: Question) -> str:
 
 
 def _generate_answers(
-    options: ReadingOptions,
+    options: PassageQAOptions,
     loaded: LoadedCheckpoint,
     question_pairs: Sequence[tuple[Question, Question]],
 ) -> list[tuple[ModelAnswer | None, ModelAnswer | None]]:

@@ -1,0 +1,26 @@
+"""Wilson's interval, against a solution of its defining equation."""
+
+import pytest
+
+from evaluate.metrics.proportion import Proportion
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (7, 20), (500, 1743), (3.5, 9)])
+def test_the_ends_solve_the_equation_of_the_score_test(count: float, total: int) -> None:
+    """An interval that is not Wilson's: its ends p solve (rate - p)² = z² p (1 - p) / n."""
+    proportion = Proportion(count, total)
+    for end in proportion.interval:
+        assert (proportion.rate - end) ** 2 == pytest.approx(
+            1.96**2 * end * (1 - end) / total, rel=1e-3, abs=1e-12
+        )
+    low, high = proportion.interval
+    assert low <= proportion.rate <= high
+    assert low < high
+
+
+def test_no_questions() -> None:
+    """A division by zero, or certainty about nothing."""
+    assert Proportion(0, 0).rate == 0
+    assert Proportion(0, 0).interval == (0, 1)
+    assert Proportion(1, 2) + Proportion(0, 2) == Proportion(1, 4)
+    assert str(Proportion(1, 4)) == "25.0 % (4.6 – 69.9)"

@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
-# A figure with its confidence interval is an object with these keys.
-INTERVAL_KEYS = {"mean", "low", "high"}
+# A figure with its confidence interval is an object with exactly these keys: the mean of a score,
+# or the fraction of a number of questions.
+MEAN_KEYS = {"mean", "low", "high"}
+RATE_KEYS = {"rate", "low", "high", "questions"}
 # Longer lists of numbers are not shown as figures.
 MAX_LIST_LENGTH = 4
 
@@ -12,12 +14,12 @@ MAX_LIST_LENGTH = 4
 def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping as a flat one: {"a": {"b": 1}} becomes {"a.b": 1}.
 
-    Empty mappings and figures with a confidence interval (mappings with exactly the keys
-    INTERVAL_KEYS: mean, low, high) are values, not levels. `prefix` is put before all keys.
+    Empty mappings and figures with a confidence interval (MEAN_KEYS, RATE_KEYS) are values, not
+    levels. `prefix` is put before all keys.
     """
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, dict) and item and item.keys() != INTERVAL_KEYS:
+        if isinstance(item, dict) and item and item.keys() not in (MEAN_KEYS, RATE_KEYS):
             flat.update(flatten(item, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = item
@@ -33,10 +35,25 @@ def parse_number(value: Any) -> int | float | None:
     return float(value) if value in ("nan", "inf", "-inf") else None
 
 
+def parse_interval(value: Any) -> tuple[float, float, float] | None:
+    """Return mean (or rate), low and high of a figure with its interval, or None of other values.
+
+    None also if one of the three is not a finite number.
+    """
+    if not isinstance(value, dict) or value.keys() not in (MEAN_KEYS, RATE_KEYS):
+        return None
+    numbers = [parse_number(value[key]) for key in ("mean", "rate", "low", "high") if key in value]
+    if not all(number is not None and math.isfinite(number) for number in numbers):
+        return None
+    middle, low, high = map(float, numbers)  # type: ignore[arg-type]
+    return middle, low, high
+
+
 def format_value(value: Any) -> str | None:
     """Return a figure of a report as text, or None if the value is not a figure.
 
-    Figures are booleans, numbers, intervals (`mean (low – high)`), lists of at most
+    Figures are booleans, numbers, intervals (`mean (low – high)`, for rates with the number of
+    questions), lists of at most
     MAX_LIST_LENGTH numbers, and strings.
     """
     if isinstance(value, bool):
@@ -45,9 +62,12 @@ def format_value(value: Any) -> str | None:
         return f"{value:,}"
     if isinstance(value, float):
         return _format_float(value)
-    if isinstance(value, dict) and value.keys() == INTERVAL_KEYS:
+    if isinstance(value, dict) and value.keys() == MEAN_KEYS:
         mean, low, high = (format_value(value[key]) for key in ("mean", "low", "high"))
         return f"{mean} ({low} – {high})"
+    if isinstance(value, dict) and value.keys() == RATE_KEYS:
+        rate, low, high = (format_value(value[key]) for key in ("rate", "low", "high"))
+        return f"{rate} ({low} – {high}) of {format_value(value['questions'])}"
     if isinstance(value, list) and 0 < len(value) <= MAX_LIST_LENGTH:
         if all(parse_number(item) is not None for item in value):
             return f"[{', '.join(str(format_value(item)) for item in value)}]"

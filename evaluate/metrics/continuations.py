@@ -48,8 +48,11 @@ def score_continuations(
     """
     context = model.config.max_position_embeddings
     for index, request in enumerate(requests):
-        if request.num_tokens > context:
-            raise ValueError(f"request {index} has {request.num_tokens} ids, more than {context}")
+        # The last id of an option is predicted, and not read.
+        if request.num_tokens - 1 > context:
+            raise ValueError(
+                f"request {index} has {request.num_tokens} ids, more than {context + 1}"
+            )
     scores: list[list[float]] = [[] for _ in requests]
     for group, num_shared in _group_by_prefix([request.prompt for request in requests]):
         shared_cache = _prefill(model, requests[group[0]].prompt[:num_shared])
@@ -130,7 +133,6 @@ def _batches(
 
 
 def _row_length(request: Continuations, num_shared: int) -> int:
-    # The last id of an option is predicted, and not read.
     return len(request.prompt) - num_shared + sum(len(option) - 1 for option in request.options)
 
 
@@ -162,7 +164,9 @@ def _score_batch(
                     first_position, first_position + stop - start
                 )
                 branches[row, start:stop] = branch
-            predictors += [row * length + column for column in (len(prompt) - 1, *range(start, stop))]
+            predictors += [
+                row * length + column for column in (len(prompt) - 1, *range(start, stop))
+            ]
             targets += option
     cache = None
     if shared is not None:

@@ -32,9 +32,7 @@ class Proportion:
         # Wilson's formula with n and z² / n: center and half width, both over 1 + z² / n.
         ratio = _Z_95**2 / self.total
         center = self.rate + ratio / 2
-        half_width = _Z_95 * math.sqrt(
-            (self.rate * (1 - self.rate) + ratio / 4) / self.total
-        )
+        half_width = _Z_95 * math.sqrt((self.rate * (1 - self.rate) + ratio / 4) / self.total)
         return (
             max(0.0, (center - half_width) / (1 + ratio)),
             min(1.0, (center + half_width) / (1 + ratio)),

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.flat_tables import format_value
-from evaluate.report.plots import plot_curves
+from common.flat_tables import format_value, parse_interval
+from evaluate.report.plots import plot_curves, plot_intervals
 from evaluate.report.render import (
     MISSING,
     Block,
@@ -21,6 +21,8 @@ from evaluate.report.render import (
 from evaluate.report.run_reader import Point, RunRecord
 
 TITLE = "Runs side by side"
+# Figures with an interval in the picture of a results file.
+MAX_INTERVALS_SHOWN = 60
 # Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
@@ -39,7 +41,7 @@ def build_report(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
         *_option_difference_blocks(runs),
         *_training_metric_blocks(runs),
         *_curve_blocks(runs, page_name),
-        *_result_blocks(runs),
+        *_result_blocks(runs, page_name),
         *_sample_blocks(runs),
     ]
 
@@ -168,14 +170,17 @@ def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
     return blocks
 
 
-def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
-    """Return a table for each name of a results file, with all figures in these files."""
+def _result_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
+    """Return a table for each name of a results file, with all figures in these files.
+
+    A picture shows those with an interval; the names of picture files begin with `page_name`.
+    """
     blocks: list[Block] = [Heading(2, "Results")]
     names = sorted(_unique_items(run.results for run in runs))
     if not names:
         advice = "no run has results/*.json; evaluation commands write them with --json"
         blocks.append(Paragraph(f"{MISSING} ({advice})"))
-    for name in names:
+    for number, name in enumerate(names, 1):
         results = [run.results.get(name, {}) for run in runs]
         rows: list[list[Cell]] = [
             ["command", *(_code_cell(result.get("made.command")) for result in results)],
@@ -189,7 +194,33 @@ def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
             if not is_environment and any(cell is not None for cell in cells):
                 rows.append([key, *cells])
         blocks += [Heading(3, name), Table(_header("result", runs), rows)]
+        blocks += _interval_blocks(name, results, f"{page_name}-results-{number}")
     return blocks
+
+
+def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: str) -> list[Block]:
+    """Return a picture of the figures with intervals in the results files `name`, if any.
+
+    The name of the picture file begins with `file_prefix`.
+    """
+    keys = [
+        key
+        for key in _unique_items(results)
+        if any(parse_interval(result.get(key)) for result in results)
+    ][:MAX_INTERVALS_SHOWN]
+    if not keys:
+        return []
+    # The font of the picture may lack characters outside ASCII: those rows have their number.
+    labels = [
+        key if key.isascii() and key.isprintable() else f"figure {number}"
+        for number, key in enumerate(keys, 1)
+    ]
+    picture = plot_intervals(
+        labels, [[parse_interval(result.get(key)) for key in keys] for result in results]
+    )
+    slug = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    alt_text = f"{name}: figures with their 95 % intervals"
+    return [Picture(f"{file_prefix}-{slug}.svg", alt_text, picture)]
 
 
 def _sample_blocks(runs: Sequence[RunRecord]) -> list[Block]:

@@ -1,8 +1,10 @@
-"""Curves over training steps as SVG pictures."""
+"""Curves over training steps, and figures with their intervals, as SVG pictures."""
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 # With matplotlib's ten default colors in each of four line styles, up to forty curves look
 # different.
@@ -19,15 +21,8 @@ def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> by
     axis. The legend has the numbers of the runs, from 1, because fonts for their names may be
     missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG.
     """
-    # Imported here because matplotlib loads slowly, and a report may have no curves.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Letters that are drawn as paths need no fonts to show the picture. The ids in an SVG are
-    # hashes: with a fixed salt, and without a date, the same curves give the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "curves"}):
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
-        axes = figure.add_subplot()
+    picture = io.BytesIO()
+    with _axes(height=4.5, picture=picture) as axes:
         for index, curve in enumerate(curves):
             if curve:
                 steps = [step for step, _ in curve]
@@ -45,8 +40,59 @@ def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> by
                 )
         axes.set_xlabel("step")
         axes.set_ylabel(label, parse_math=False)
+    return picture.getvalue()
+
+
+def plot_intervals(
+    labels: Sequence[str], intervals_by_run: Sequence[Sequence[tuple[float, float, float] | None]]
+) -> bytes:
+    """Plot figures with their intervals, one row for each label; return the SVG.
+
+    `intervals_by_run` has (middle, low, high) of each label for each run, None if a run lacks it.
+    The legend has the numbers of the runs, from 1.
+    """
+    picture = io.BytesIO()
+    with _axes(height=1.5 + 0.25 * len(labels), picture=picture) as axes:
+        for index, intervals in enumerate(intervals_by_run):
+            # The runs stand one below the other within a row.
+            shift = 0.6 * ((index + 0.5) / len(intervals_by_run) - 0.5)
+            drawn = [(row, *interval) for row, interval in enumerate(intervals) if interval]
+            if not drawn:
+                continue
+            rows, middles, lows, highs = zip(*drawn, strict=True)
+            widths = [
+                [max(middle - low, 0.0) for middle, low in zip(middles, lows, strict=True)],
+                [max(high - middle, 0.0) for middle, high in zip(middles, highs, strict=True)],
+            ]
+            axes.errorbar(
+                middles,
+                [row + shift for row in rows],
+                xerr=widths,
+                fmt="o",
+                markersize=3,
+                linewidth=1.0,
+                color=f"C{index % 10}",
+                label=f"run {index + 1}",
+                gid=f"run-{index + 1}",
+            )
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+    return picture.getvalue()
+
+
+@contextlib.contextmanager
+def _axes(height: float, picture: io.BytesIO) -> Iterator[Any]:
+    """Yield the axes of a figure of `height` inches; write it to `picture` as an SVG at the end."""
+    # Imported here because matplotlib loads slowly, and a report may have no pictures.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Letters that are drawn as paths need no fonts to show the picture. The ids in an SVG are
+    # hashes: with a fixed salt, and without a date, the same figures give the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "curves"}):
+        figure = Figure(figsize=(9, height), layout="constrained")
+        axes = figure.add_subplot()
+        yield axes
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper")
-        picture = io.BytesIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue()

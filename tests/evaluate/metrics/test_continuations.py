@@ -61,7 +61,7 @@ def test_a_request_longer_than_the_context_is_refused() -> None:
     """Positions behind the rotary table, whose error would name neither prompt nor option."""
     model = random_llama()
     context = model.config.max_position_embeddings
-    fitting = Continuations([1] * (context - 2), [[2, 3], [4]])
+    fitting = Continuations([1] * (context - 1), [[2, 3], [4]])
     assert len(score_continuations(model, [fitting])[0]) == 2
     with pytest.raises(ValueError, match="request 0 has"):
-        score_continuations(model, [Continuations([1] * (context - 1), [[2, 3], [4]])])
+        score_continuations(model, [Continuations([1] * context, [[2, 3], [4]])])

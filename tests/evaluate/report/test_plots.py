@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves
+from common.files import write_json
+from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves, plot_intervals
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
 
@@ -105,3 +106,37 @@ def test_long_curves_are_lines_and_single_points_are_markers(tmp_path: Path) -> 
         line_vertices(picture, 1)
     ) == len(long)
     assert len(list(groups["run-2"].iter(f"{SVG_NAMESPACE}use"))) == 1
+
+
+@pytest.mark.slow
+def test_figures_with_intervals_are_drawn(two: tuple[Path, Path]) -> None:
+    """Prevents a picture without a run, of another figure, or of figures without interval."""
+    rate = {"rate": 0.5, "low": 0.25, "high": 0.75, "questions": 12}
+    mean = {"mean": 0.75, "low": 0.5, "high": 1.0}
+    write_json(two[0] / "results/choice.json", {"规则": {"a": rate, "b": mean}, "n": 3})
+    write_json(two[1] / "results/choice.json", {"规则": {"b": {**mean, "high": "nan"}, "a": rate}})
+    write_json(two[1] / "results/plain.json", {"loss": 2.5, "broken": {**mean, "low": "x"}})
+    report = render_report(*two)
+    pictures = {alt: picture for alt, picture in report.svgs_by_alt().items() if "intervals" in alt}
+    assert list(pictures) == ["choice: figures with their 95 % intervals"]
+    (table,) = [table for table in report.tables if "规则.a" in [row[0] for row in table]]
+    assert ["规则.a", *["0.5000 (0.2500 – 0.7500) of 12"] * 2] in table
+    (picture,) = pictures.values()
+    groups = {element.get("id") for element in picture.iter(f"{SVG_NAMESPACE}g")}
+    assert {"run-1", "run-2"} <= groups
+
+
+def test_intervals_stand_at_their_values() -> None:
+    """Prevents a point on the row of another figure, or bars that begin at zero."""
+    svg = plot_intervals(["a", "b"], [[(0.0, 0.0, 0.5), (1.0, 0.5, 1.0)]])
+    root = ET.fromstring(svg)
+    uses = [
+        (float(use.get("x", "nan")), float(use.get("y", "nan")))
+        for group in root.iter(f"{SVG_NAMESPACE}g")
+        if group.get("id") == "run-1"
+        for use in group.iter(f"{SVG_NAMESPACE}use")
+    ]
+    assert len(uses) >= 2
+    (x_a, y_a), (x_b, y_b) = uses[-2:]
+    assert x_a < x_b and y_a < y_b
+    assert svg == plot_intervals(["a", "b"], [[(0.0, 0.0, 0.5), (1.0, 0.5, 1.0)]])

@@ -23,7 +23,8 @@ def plot_lengths(survey: Survey, recommended: int) -> bytes:
 
     counter = survey.tokens["whole"]
     quantile = round(counter.quantiles([SHOWN_SHARE])[0])
-    last = min(max(quantile, recommended), ROW_LENGTHS[-1])
+    # A margin, so that a line at the end is not hidden by the frame.
+    last = 1.05 * min(max(quantile, recommended), ROW_LENGTHS[-1])
     lengths, counts = counter.histogram()
     edges = np.linspace(0, last, NUM_BARS + 1)
     bars, _ = np.histogram(lengths, bins=edges, weights=counts)

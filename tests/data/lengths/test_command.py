@@ -78,6 +78,7 @@ def test_survey_of_native_files(
     assert Path("out/a.svg").read_bytes() == picture
 
 
+@pytest.mark.slow
 def test_unreadable_records_are_counted_and_named(run: RunCommand, tmp_path: Path) -> None:
     """Prevents a bad line that ends a survey, or that nobody hears of."""
     lines = [belle_line(number) for number in range(1, 250)]
@@ -135,7 +136,7 @@ def test_documents_are_cleaned_before_they_are_measured(run: RunCommand, tmp_pat
         ["--input", "nowhere.json"],
         ["--source", "nothing", "--input", "nowhere.json"],
         ["--data", "csl:-1"],
-        ["--data", "lcsts", "--tokenizer", "nowhere"],
+        pytest.param(["--data", "lcsts", "--tokenizer", "nowhere"], marks=pytest.mark.slow),
         ["--data", "csl", "--batch_tokens", "0"],
         ["--data", "csl", "--picture", "."],
     ],

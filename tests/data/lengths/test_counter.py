@@ -20,7 +20,7 @@ def test_quantiles_are_those_of_numpy(seed: int) -> None:
     for part in np.array_split(np.arange(len(lengths)), 3):
         counter.add(lengths[part], repeats[part])
     listed = np.repeat(lengths, repeats)
-    shares = [*QUANTILES, 0, *rng.random(5)]
+    shares = [*QUANTILES, 0, *rng.random(100)]
     assert counter.quantiles(shares) == np.quantile(listed, shares).tolist()
     assert counter.num_lengths == len(listed) and counter.total == listed.sum()
     values, counts = counter.histogram()

@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from data.batching.packed_rows import PackedPlan
+from data.lengths import batches
 from data.lengths.sets import (
     SEED,
     load_common_tokenizer,
@@ -35,6 +36,8 @@ def test_mixture_is_the_first_epoch_of_training(
 ) -> None:
     """Prevents weights that count otherwise than in training, or requests of other records."""
     monkeypatch.chdir(project)
+    # Several batches, so that records are numbered across them.
+    monkeypatch.setattr(batches, "BATCH_RECORDS", 300)
     sets, weights = open_sets(data, None)
     tokenizer, template = load_common_tokenizer(sets, None)
     survey = survey_sets(sets, weights, tokenizer, template)

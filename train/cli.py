@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from common import run_layout
 from common.errors import UserError
 from common.options import parse_options
+from data.mixture import parse_mixture
 from model.checkpoint import locate
-from train.options import TrainOptions, parse_mixture
+from train.options import TrainOptions
 
 T = TypeVar("T", bound=TrainOptions)
 

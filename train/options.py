@@ -1,60 +1,16 @@
 """Options of pretraining and fine-tuning. Imports neither PyTorch nor NumPy."""
 
-import contextlib
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from common.options import Options
+from data.mixture import Mixture
 from model.config import PRESETS, READING_HEADS_FIELDS
 from model.lora_options import LoraOptions
 
 ParallelStrategy = Literal["ddp", "fsdp"]
-
-
-def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
-    """Return the names and weights in `data`, such as `wikipedia:0.5+zhihu`.
-
-    The weight defaults to 1. An existing file or folder is one name, whatever plus signs and colons
-    its path has. Raises ValueError for a weight that is not above 0.
-    """
-    names = []
-    weights = []
-    parts = data.split("+")
-    while parts:
-        # The longest path that exists, with a weight or without one, or else one part.
-        for num_parts in range(len(parts), 0, -1):
-            name, weight = _split_weight("+".join(parts[:num_parts]))
-            if Path(name).exists():
-                break
-        del parts[:num_parts]
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"the weight of {name} must be above 0")
-        names.append(name)
-        weights.append(weight)
-    return names, tuple(weights)
-
-
-def _split_weight(part: str) -> tuple[str, float]:
-    """Return the name and the weight of one part of a mixture; a path that exists is a name."""
-    name, _, weight_text = part.rpartition(":")
-    if name and not Path(part).exists():
-        # If what follows the colon is no number, the colon is a part of the name.
-        with contextlib.suppress(ValueError):
-            return name, float(weight_text)
-    return part, 1.0
-
-
-def _check_mixture(data: str) -> str:
-    """Return `data`. Raises ValueError if it is not a mixture."""
-    parse_mixture(data)
-    return data
-
-
-# The type of --data.
-Mixture = Annotated[str, AfterValidator(_check_mixture)]
 
 
 class ModelOptions(Options):

@@ -9,14 +9,12 @@ from pathlib import Path
 from common import run_layout
 from common.errors import UserError
 from data.batching.examples import Examples
+from data.mixture import REPLAY
 from data.shards import ShardSet, load_run_shard_set, load_run_shard_sets
 from train import distributed
 from train.run.directory import NEW_RUN_HINT
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.mixture import MixtureSet
-
-# The name in --data that stands for the pretraining text of the base.
-REPLAY = "replay"
 
 
 def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:

@@ -16,6 +16,7 @@ from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan
 from data.corpora.sample import SMALL_TOKENIZER
 from data.kinds import summaries
+from data.mixture import REPLAY, parse_mixture
 from data.shards import ShardSet
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate
@@ -23,8 +24,8 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
-from train.options import SftOptions, parse_mixture
-from train.replay import REPLAY, open_replay_set, scale_replay_weights
+from train.options import SftOptions
+from train.replay import open_replay_set, scale_replay_weights
 from train.run.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
 from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config

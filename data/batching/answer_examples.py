@@ -5,9 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from data.batching.examples import Example
+from data.batching.examples import Example, KeptParts
 from data.records import EncodedRecord
 from data.stored_records import Records
+
+
+class AnswerLengths:
+    """The lengths of `AnswerExamples`. Implements `ExampleLengths`."""
+
+    def whole_spans(self, spans: np.ndarray, first_record: int) -> np.ndarray:
+        """See `ExampleLengths`: an example has the ids of its record."""
+        return spans.astype(np.int64)
+
+    def fit(
+        self, spans: np.ndarray, first_spans: np.ndarray, first_record: int, length: int
+    ) -> KeptParts:
+        """See `ExampleLengths`: a record is cut after the last answer that fits."""
+        span_stops = spans[:, 1].astype(np.int64)
+        # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
+        fits = span_stops <= length + 1
+        # A record ends with its last answer, so what it keeps is the end of an answer's span, the
+        # largest that fits, or 0 if not even the first answer fits.
+        num_ids = np.maximum.reduceat(np.where(fits, span_stops, 0), first_spans)
+        return KeptParts(num_ids, np.add.reduceat(fits.astype(np.int64), first_spans))
 
 
 class AnswerExamples:
@@ -24,19 +44,16 @@ class AnswerExamples:
         `encode` returns the ids and spans of the record with a certain index.
         """
         self._encode = encode
-        # Number of ids that each record keeps. A record ends with its last answer, so this is the
-        # end of an answer's span, or 0 if not even the first answer fits.
+        # Number of ids that each record keeps.
         stops = [np.zeros(0, np.int64)]
         num_truncated = 0
+        example_lengths = AnswerLengths()
         for spans, first_spans in records.iter_shard_spans():
-            span_stops = spans[:, 1].astype(np.int64)
-            # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
-            fitting_stops = np.where(span_stops <= length + 1, span_stops, 0)
-            # The largest among the spans of each record.
-            cut_stops = np.maximum.reduceat(fitting_stops, first_spans)
-            uncut_stops = np.maximum.reduceat(span_stops, first_spans)
-            num_truncated += int(((cut_stops < uncut_stops) & (cut_stops > 0)).sum())
-            stops.append(cut_stops)
+            # The lengths of these examples do not depend on the index of a record.
+            kept = example_lengths.fit(spans, first_spans, 0, length)
+            num_answers = np.diff(first_spans, append=len(spans))
+            num_truncated += int(((kept.num_answers < num_answers) & (kept.num_ids > 0)).sum())
+            stops.append(kept.num_ids)
         self._stops = np.concatenate(stops)
         self.num_truncated = num_truncated
 

@@ -6,7 +6,7 @@ where that is harmless, or left out, and counted. The kinds of records (`data.ki
 interface.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,3 +24,29 @@ class Examples(Protocol):
 
     def example(self, index: int, epoch: int) -> Example:
         """Return the ids and the loss mask of example `index` in an epoch."""
+
+
+class KeptParts(NamedTuple):
+    """What a row keeps of each record."""
+
+    num_ids: np.ndarray  # int64[n], 0: the record is left out
+    num_answers: np.ndarray  # int64[n], answers that are kept, each whole
+
+
+class ExampleLengths(Protocol):
+    """The lengths of the examples of consecutive records in epoch 0, from their spans alone.
+
+    `spans`, int64[k, 2], and `first_spans`, int64[n], describe n records as
+    `Records.iter_shard_spans` does; `first_record` is the index of the first of them in its set.
+    """
+
+    def whole_spans(self, spans: np.ndarray, first_record: int) -> np.ndarray:
+        """Return start and stop of each answer in the whole example, int64[k, 2].
+
+        The last answer ends with the example.
+        """
+
+    def fit(
+        self, spans: np.ndarray, first_spans: np.ndarray, first_record: int, length: int
+    ) -> KeptParts:
+        """Return what rows of `length` positions keep of the records."""

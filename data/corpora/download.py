@@ -9,6 +9,7 @@ from common.errors import UserError
 from data.corpora import resolver
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
 from data.corpora.sample import SAMPLE_NAME, SAMPLE_SFT_FILES
+from data.lengths.sets import print_recommendation
 from data.prepare.pipeline import format_report
 from data.readers.files import expand_inputs
 from data.shards import ShardSet
@@ -99,8 +100,12 @@ def _download_and_prepare(
 
 
 def _print_report(folder: Path) -> None:
-    """Print the report of a shard set without times, which a set that is reused did not take."""
+    """Print the report of a shard set, and the row length that suits it.
+
+    The report is without times, which a set that is reused did not take.
+    """
     print(format_report(ShardSet.open(folder).manifest["report"], folder))
+    print_recommendation(folder)
 
 
 def _format_size(megabytes: int) -> str:

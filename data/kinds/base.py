@@ -17,11 +17,11 @@ import abc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from common.errors import UserError
-from data.batching.answer_examples import AnswerExamples
-from data.batching.examples import Examples
+from data.batching.answer_examples import AnswerExamples, AnswerLengths
+from data.batching.examples import ExampleLengths, Examples
 from data.prepare.options import CleanOptions
 from data.records import EncodedRecord, Record, SkippedRecord
 from data.stored_records import RecordList, Records
@@ -37,6 +37,15 @@ class ChatExample:
 
     reference: str  # empty if the questions need none
     questions: tuple[str, ...]
+
+
+class TextLengths(NamedTuple):
+    """The characters of a record's own text, without the words of the chat template."""
+
+    prompts: list[int]  # before each answer with a loss, earlier answers included
+    answers: list[int]  # of each answer with a loss
+    whole: int
+    num_turns: int  # 0 for text
 
 
 class RecordKind(abc.ABC, Generic[R]):
@@ -70,6 +79,10 @@ class RecordKind(abc.ABC, Generic[R]):
         The last span ends with the ids. The ids of a record do not depend on the others.
         """
 
+    def text_lengths(self, record: R) -> TextLengths:
+        """Return the characters of a record; by default it has no answers."""
+        return TextLengths([], [], len(record.plain_text()), num_turns=0)
+
     def chat_example(self, record: R) -> ChatExample | None:
         """Return what to ask a model in a chat, or None if the record is no good example.
 
@@ -92,6 +105,12 @@ class RecordKind(abc.ABC, Generic[R]):
         epoch. By default there is one example per record, without anything random.
         """
         return AnswerExamples(split, length, partial(self.encode_one, tokenizer, template, split))
+
+    def example_lengths(
+        self, tokenizer: Tokenizer, template: Template, seed: int | None
+    ) -> ExampleLengths:
+        """Return the lengths of `examples` with the same arguments, for kinds other than text."""
+        return AnswerLengths()
 
     def encode_one(
         self, tokenizer: Tokenizer, template: Template, records: Records[R], index: int

@@ -7,7 +7,7 @@ parts (docs/log.md has the figures).
 
 from collections.abc import Sequence
 
-from data.kinds.base import ChatExample, RecordKind
+from data.kinds.base import ChatExample, RecordKind, TextLengths
 from data.records import Conversation, EncodedRecord, Turn
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -42,6 +42,19 @@ class ConversationKind(RecordKind[Conversation]):
             (ids, [span for span, turn in zip(spans, record_turns, strict=True) if turn.has_loss])
             for (ids, spans), record_turns in zip(encoded, turns, strict=True)
         ]
+
+    def text_lengths(self, record: Conversation) -> TextLengths:
+        """Return the characters up to the last answer with a loss, and the number of turns."""
+        num_characters = len(record.reference) + len(record.system)
+        turns = _turns_to_last_loss(record)
+        prompts, answers = [], []
+        for turn in turns:
+            num_characters += len(turn.question)
+            if turn.has_loss:
+                prompts.append(num_characters)
+                answers.append(len(turn.answer))
+            num_characters += len(turn.answer)
+        return TextLengths(prompts, answers, num_characters, len(turns))
 
     def chat_example(self, record: Conversation) -> ChatExample | None:
         """Return the reference and its questions; None for a conversation without a reference.

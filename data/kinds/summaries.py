@@ -6,10 +6,11 @@ an example is assembled; they and the words of the chat template then come aroun
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from data.batching.examples import Example, Examples
+from data.batching.examples import Example, ExampleLengths, Examples, KeptParts
 from data.batching.summary_prompts import (
     ALL_REQUESTS,
     EVAL_REQUEST,
@@ -19,7 +20,7 @@ from data.batching.summary_prompts import (
     sample_lead_ins,
     sample_requests,
 )
-from data.kinds.base import ChatExample, RecordKind
+from data.kinds.base import ChatExample, RecordKind, TextLengths
 from data.records import EncodedRecord, Summary
 from data.stored_records import Records
 from model.chat_template.template import Template
@@ -57,6 +58,11 @@ class SummaryKind(RecordKind[Summary]):
             for article, title in zip(articles, titles, strict=True)
         ]
 
+    def text_lengths(self, record: Summary) -> TextLengths:
+        """Return the characters of article and title, and one turn."""
+        article, title = len(record.article), len(record.title)
+        return TextLengths([article], [title], article + title, num_turns=1)
+
     def chat_example(self, record: Summary) -> ChatExample:
         """Return the request of evaluation with the article in it."""
         request = ALL_REQUESTS[EVAL_REQUEST]
@@ -74,12 +80,101 @@ class SummaryKind(RecordKind[Summary]):
         encode = partial(self.encode_one, tokenizer, template, split)
         return SummaryExamples(split, length, tokenizer, template, seed, encode)
 
+    def example_lengths(
+        self, tokenizer: Tokenizer, template: Template, seed: int | None
+    ) -> ExampleLengths:
+        """Return the lengths of `examples` with the same arguments."""
+        return SummaryLengths(tokenizer, template, seed)
+
+
+class PromptPlan(NamedTuple):
+    """What comes around each article, and how much of it fits a row; int64[n] each."""
+
+    requests: np.ndarray  # indices of `ALL_REQUESTS`
+    lead_ins: np.ndarray  # indices of the lead-ins
+    fixed_lengths: np.ndarray  # ids of everything but the article: request, lead-in, title, <eos>
+
+
+class SummaryLengths:
+    """The lengths of `SummaryExamples`, and the ids around articles. Implements `ExampleLengths`.
+
+    Without a seed each example has the request that evaluation asks with, and the first lead-in if
+    the template wants lead-ins.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Template, seed: int | None) -> None:
+        """Encode all requests and lead-ins."""
+        self._seed = seed
+        self.requests = EncodedRequests(tokenizer, template)
+        # Without lead-ins the only choice is an empty one.
+        self.lead_ins: list[list[int]] = [[]]
+        if template.lead_ins:
+            self.lead_ins = tokenizer.encode_continuation(LEAD_INS, num_threads=1)
+        self._lead_in_lengths = np.array([len(ids) for ids in self.lead_ins])
+
+    def plan_prompts(
+        self, title_lengths: np.ndarray, indices: np.ndarray, epoch: int
+    ) -> PromptPlan:
+        """Return what comes around the articles of records, int64[n] each."""
+        if self._seed is None:
+            requests = np.full(len(indices), EVAL_REQUEST)
+        else:
+            requests = sample_requests(self._seed, epoch, indices)
+        # The first lead-in, which is the empty one if the template has no lead-ins.
+        lead_ins = np.zeros(len(indices), np.int64)
+        if self._seed is not None and len(self.lead_ins) > 1:
+            lead_ins = sample_lead_ins(self._seed, epoch, indices)
+        # The answer ends with <eos>.
+        answer_lengths = self._lead_in_lengths[lead_ins] + title_lengths + 1
+        return PromptPlan(requests, lead_ins, self.requests.lengths[requests] + answer_lengths)
+
+    def count_ids(
+        self, article_lengths: np.ndarray, fixed_lengths: np.ndarray, length: int
+    ) -> np.ndarray:
+        """Return the ids of each example in rows of `length`; 0 if too little of the article fits.
+
+        `fixed_lengths` is that of `PromptPlan`; all are int64[n].
+        """
+        kept_lengths = np.minimum(article_lengths, find_budgets(fixed_lengths, length))
+        is_kept = kept_lengths >= np.minimum(article_lengths, MIN_ARTICLE_TOKENS)
+        return np.where(is_kept, fixed_lengths + kept_lengths, 0)
+
+    def whole_spans(self, spans: np.ndarray, first_record: int) -> np.ndarray:
+        """See `ExampleLengths`: request and article come before the answer."""
+        article_lengths, title_lengths = _split_spans(spans)
+        indices = np.arange(first_record, first_record + len(spans))
+        requests, _, fixed_lengths = self.plan_prompts(title_lengths, indices, epoch=0)
+        starts = self.requests.lengths[requests] + article_lengths
+        return np.stack([starts, fixed_lengths + article_lengths], axis=1)
+
+    def fit(
+        self, spans: np.ndarray, first_spans: np.ndarray, first_record: int, length: int
+    ) -> KeptParts:
+        """See `ExampleLengths`: a record has one answer, and its article loses its end."""
+        article_lengths, title_lengths = _split_spans(spans)
+        indices = np.arange(first_record, first_record + len(spans))
+        plan = self.plan_prompts(title_lengths, indices, epoch=0)
+        num_ids = self.count_ids(article_lengths, plan.fixed_lengths, length)
+        return KeptParts(num_ids, (num_ids > 0).astype(np.int64))
+
+
+def find_budgets(fixed_lengths: np.ndarray, length: int) -> np.ndarray:
+    """Return the ids that rows of `length` have left for each article, int64[n]."""
+    # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
+    return length + 1 - fixed_lengths
+
+
+def _split_spans(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lengths of articles and titles, int64[n] each, of the spans of n titles."""
+    # One span per record, that of the title; the article ends where it begins.
+    starts, stops = spans.astype(np.int64).T
+    return starts, stops - starts
+
 
 class SummaryExamples:
     """Requests for the title of an article, with a loss on the answer.
 
-    A long article loses its end so that the example fits a row. Without a seed each example has the
-    request that evaluation asks with, and the first lead-in if the template wants lead-ins.
+    A long article loses its end so that the example fits a row.
     """
 
     def __init__(
@@ -94,58 +189,31 @@ class SummaryExamples:
         """Read the lengths of articles and titles, and encode all requests and lead-ins.
 
         `encode` returns article and title of the record with a certain index, as
-        `SummaryKind.encode` does.
+        `SummaryKind.encode` does. `seed` is as in `SummaryLengths`.
         """
         self._encode = encode
         self._length = length
-        self._seed = seed
-        self._requests = EncodedRequests(tokenizer, template)
         self._eos_id = tokenizer.eos_id
-        # Without lead-ins the only choice is an empty one.
-        self._lead_ins: list[list[int]] = [[]]
-        if template.lead_ins:
-            self._lead_ins = tokenizer.encode_continuation(LEAD_INS, num_threads=1)
-        self._lead_in_lengths = np.array([len(ids) for ids in self._lead_ins])
-        # One span per record, that of the title; the article ends where it begins.
+        self._prompts = SummaryLengths(tokenizer, template, seed)
         shard_spans = [np.zeros((0, 2), np.int64)]
         shard_spans += [spans for spans, _ in records.iter_shard_spans()]
-        title_spans = np.concatenate(shard_spans)
-        self._article_lengths = title_spans[:, 0]
-        self._title_lengths = title_spans[:, 1] - title_spans[:, 0]
-        self._min_article_lengths = np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS)
+        self._article_lengths, self._title_lengths = _split_spans(np.concatenate(shard_spans))
         # Counted in epoch 0: in other epochs other requests leave another budget.
-        _, _, budgets = self._plan_prompts(np.arange(len(title_spans)), epoch=0)
-        is_truncated = (budgets < self._article_lengths) & (budgets >= self._min_article_lengths)
+        plan = self._plan_prompts(np.arange(len(self._article_lengths)), epoch=0)
+        budgets = find_budgets(plan.fixed_lengths, length)
+        is_truncated = (budgets < self._article_lengths) & (self.lengths(epoch=0) > 0)
         self.num_truncated = int(is_truncated.sum())
 
-    def _plan_prompts(
-        self, indices: np.ndarray, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the request, the lead-in and the article budget of each record, int64[n] each.
-
-        Requests and lead-ins are indices; the budget is the number of article ids that fit a row.
-        """
-        if self._seed is None:
-            requests = np.full(len(indices), EVAL_REQUEST)
-        else:
-            requests = sample_requests(self._seed, epoch, indices)
-        # The first lead-in, which is the empty one if the template has no lead-ins.
-        lead_ins = np.zeros(len(indices), np.int64)
-        if self._seed is not None and len(self._lead_ins) > 1:
-            lead_ins = sample_lead_ins(self._seed, epoch, indices)
-        # The answer ends with <eos>.
-        answer_lengths = self._lead_in_lengths[lead_ins] + self._title_lengths[indices] + 1
-        # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
-        budgets = self._length + 1 - self._requests.lengths[requests] - answer_lengths
-        return requests, lead_ins, budgets
+    def _plan_prompts(self, indices: np.ndarray, epoch: int) -> PromptPlan:
+        """Return what comes around the articles of records."""
+        return self._prompts.plan_prompts(self._title_lengths[indices], indices, epoch)
 
     def lengths(self, epoch: int) -> np.ndarray:
         """Return the positions of each example, int64[n]; 0 if too little of the article fits."""
-        _, _, budgets = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
-        kept_lengths = np.minimum(self._article_lengths, budgets)
-        # Everything except the article takes `length - budget` positions.
-        positions = self._length - budgets + kept_lengths
-        return np.where(kept_lengths >= self._min_article_lengths, positions, 0)
+        plan = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
+        num_ids = self._prompts.count_ids(self._article_lengths, plan.fixed_lengths, self._length)
+        # The last id of an example is only a target, and makes no position.
+        return np.maximum(num_ids - 1, 0)
 
     def example(self, index: int, epoch: int) -> Example:
         """Return the ids of request, article, lead-in, title and <eos>, and the loss mask.
@@ -155,14 +223,14 @@ class SummaryExamples:
         epoch.
         """
         plan = self._plan_prompts(np.array([index]), epoch)
-        request_index, lead_in_index, article_budget = (int(values[0]) for values in plan)
+        budget = int(find_budgets(plan.fixed_lengths, self._length)[0])
         # The article followed by the title.
         ids, _spans = self._encode(index)
         article_length = int(self._article_lengths[index])
-        article_ids = ids[: min(article_length, article_budget)]
+        article_ids = ids[: min(article_length, budget)]
         title_ids = ids[article_length:]
-        prompt = self._requests.prompt(request_index, article_ids)
-        answer = [*self._lead_ins[lead_in_index], *title_ids, self._eos_id]
+        prompt = self._prompts.requests.prompt(int(plan.requests[0]), article_ids)
+        answer = [*self._prompts.lead_ins[int(plan.lead_ins[0])], *title_ids, self._eos_id]
         loss_mask = np.zeros(len(prompt) + len(answer), bool)
         loss_mask[len(prompt) :] = True
         # The targets are the ids after the first, so the mask of the first id is dropped.

@@ -43,12 +43,14 @@ def main() -> None:
     if not groups:
         raise UserError("--source NAME --input FILE... is needed: see --help")
     # Imported here so that --help and invalid options answer without loading NumPy.
+    from data.lengths.sets import print_recommendation
     from data.prepare.pipeline import format_report, prepare_groups
 
     report = prepare_groups(groups, options.out, options.tokenizer, options)
     for group in groups:
         print_files_about_data(group.file_inputs())
     print(format_report(report, options.out))
+    print_recommendation(options.out)
 
 
 if __name__ == "__main__":

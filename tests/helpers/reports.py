@@ -137,9 +137,12 @@ def render_report(*folders: Path) -> ReportParser:
 
 def line_vertices(svg: ET.Element, run_index: int) -> np.ndarray:
     """Return the vertices of the line of a run in the units of the SVG picture, float64[n, 2]."""
-    (group,) = [
-        group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"
-    ]
+    return group_vertices(svg, f"run-{run_index}")
+
+
+def group_vertices(svg: ET.Element, name: str) -> np.ndarray:
+    """Return the vertices of the line in the group with this id, float64[n, 2]."""
+    (group,) = [group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == name]
     # The first path is the line; the next is the shape of its marker.
     line = next(group.iter(f"{SVG_NAMESPACE}path"))
     return np.array(

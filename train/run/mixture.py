@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora.resolver import resolve_shard_set
+from data.mixture import parse_mixture
 from data.prepare.pipeline import format_left_out
 from data.shards import ShardSet
 from train import distributed
-from train.options import parse_mixture
 
 
 @dataclass(frozen=True)

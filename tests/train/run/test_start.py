@@ -1,4 +1,4 @@
-"""The options of the training commands, and the names of runs and mixtures."""
+"""The options of the training commands, and the names of runs."""
 
 import sys
 from dataclasses import replace
@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.files import write_json
 from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
-from train.options import PretrainOptions, SftOptions, parse_mixture
+from train.options import PretrainOptions, SftOptions
 from train.run.start import build_model
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
@@ -66,29 +66,6 @@ def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path
     config = replace(spec.model_config, vocab_size=vocab_size + 2)
     model = build_model(replace(spec, model_config=config), None)
     assert model.unused_ids == (vocab_size, vocab_size + 1)
-
-
-def test_mixture_syntax_is_parsed() -> None:
-    """Catch a path with a colon taken for a weight, or the reverse."""
-    assert parse_mixture("sample") == (["sample"], (1.0,))
-    assert parse_mixture("wikipedia:0.5+zhihu") == (["wikipedia", "zhihu"], (0.5, 1.0))
-    assert parse_mixture("a:b") == (["a:b"], (1.0,))
-    for wrong in ("a:0", "a:-1", "a:nan"):
-        with pytest.raises(ValueError, match="the weight of a must be above 0"):
-            parse_mixture(wrong)
-
-
-def test_path_that_exists_is_one_name_of_a_mixture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catch a file that is looked for without the `:2` at its end, or up to a plus sign."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("part:2", "a+b:1.txt", "c"):
-        Path(name).touch()
-    assert parse_mixture("part:2") == (["part:2"], (1.0,))
-    assert parse_mixture("part:2:0.5+csl:3") == (["part:2", "csl"], (0.5, 3.0))
-    assert parse_mixture("a+b:1.txt") == (["a+b:1.txt"], (1.0,))
-    assert parse_mixture("csl+a+b:1.txt:2+c:4") == (["csl", "a+b:1.txt", "c"], (1.0, 2.0, 4.0))
 
 
 def test_wrong_mixture_is_reported_with_other_wrong_options(

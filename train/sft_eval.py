@@ -185,8 +185,6 @@ class AnswerEvaluator:
             print(f"  …{question[-40:]!r} → {answer!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
 
 
-
-
 def _split_last_answer(
     examples: Examples, index: int, tokenizer: Tokenizer
 ) -> tuple[list[int], str]:

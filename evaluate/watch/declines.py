@@ -8,7 +8,8 @@ import numpy as np
 
 # The probability of a decline of any measure between any two steps, where there is none.
 ALPHA = 0.05
-# With fewer questions the normal distribution does not fit: even if all get worse, it may be chance.
+# With fewer questions the normal distribution does not fit, and even if all get worse, that may be
+# chance.
 MIN_QUESTIONS = 10
 
 
@@ -73,7 +74,12 @@ def find_decline(
                     num_comparisons=num_comparisons,
                 )
             )
-    return min(declines, key=lambda decline: decline.change, default=None)
+    # Of equal ones, the shortest: quality was not yet lost at its first step.
+    return min(
+        declines,
+        key=lambda decline: (decline.change, -decline.earlier, decline.later),
+        default=None,
+    )
 
 
 def find_falling_pairs(losses: Sequence[float | None]) -> list[tuple[int, int]]:

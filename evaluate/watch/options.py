@@ -26,8 +26,8 @@ class WatchOptions(DeviceOptions):
     limit: int | None = Field(
         None,
         ge=1,
-        description="ask about only this many records of each set, or lines, at the start (default: "
-        "32 records, or all lines)",
+        description="ask about only this many records of each set, or lines, at the start "
+        "(default: 32 records, or all lines)",
     )
     max_new_tokens: int = Field(128, ge=1, description="longest answer in tokens")
     batch: int = Field(16, ge=1, description="number of answers that are decoded together")

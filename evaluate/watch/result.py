@@ -119,9 +119,7 @@ class WatchResult:
         means = result.means(measure)
         change = measure.format_change(abs(decline.change))
         # A decline has a negative interval: its end nearest to 0 is the smaller change.
-        interval = (
-            f"{measure.format_change(-decline.high)} – {measure.format_change(-decline.low)}"
-        )
+        interval = f"{measure.format_change(-decline.high)} – {measure.format_change(-decline.low)}"
         return (
             f"{result.question_set.label}: quality turns down while the loss still falls. From "
             f"step {self.steps[earlier].step:,} to step {self.steps[later].step:,}, "

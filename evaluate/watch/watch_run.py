@@ -67,9 +67,7 @@ def _check_run(run: Path) -> None:
     )
 
 
-def _describe_settings(
-    options: WatchOptions, question_sets: list[QuestionSet]
-) -> dict[str, Any]:
+def _describe_settings(options: WatchOptions, question_sets: list[QuestionSet]) -> dict[str, Any]:
     """Return what the answers depend on, besides the weights."""
     # The text of questions can contain lone surrogates.
     digest = hashlib.sha256(repr(question_sets).encode("utf-8", "surrogatepass")).hexdigest()

@@ -80,3 +80,10 @@ def test_scores_between_right_and_wrong_are_compared() -> None:
     decline = find_decline(np.stack([before, before - 0.2]), [2.0, 1.5], 1)
     assert decline is not None and decline.change == pytest.approx(-0.2)
     assert find_decline(np.stack([before, before - 0.01]), [2.0, 1.5], 1) is None
+
+
+def test_the_last_good_step_is_named() -> None:
+    """Prevents a decline that seems to begin long before it does."""
+    losses = [3 - 0.1 * step for step in range(5)]
+    decline = find_decline(right_answers(30, 30, 30, 5, 5), losses, 1)
+    assert decline is not None and (decline.earlier, decline.later) == (2, 3)

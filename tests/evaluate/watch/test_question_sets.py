@@ -125,9 +125,7 @@ def test_lines_of_a_file_are_questions(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_question_files_are_named(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
+def test_bad_question_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     """Prevents a traceback, or questions of broken characters."""
     file = tmp_path / "questions.txt"
     if content is not None:
@@ -139,7 +137,7 @@ def test_bad_question_files_are_named(
 
 def test_a_run_without_data_needs_questions(tmp_path: Path) -> None:
     """Prevents a traceback for an imported run, and a silent choice between two kinds of input."""
-    with pytest.raises(UserError, match="was imported and has no data of its own: .*--questions"):
+    with pytest.raises(UserError, match=r"was imported and has no data of its own: .*--questions"):
         load_question_sets(make_options(make_run(tmp_path / "run")))
     for values, message in (
         ({"source": "csl"}, "--source and --input belong together"),

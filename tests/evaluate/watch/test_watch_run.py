@@ -24,8 +24,8 @@ from tests.helpers.training import build_trainer, truncate_tokenizer, write_text
 from train.monitoring.metrics_log import MetricsLog
 
 Run = Callable[..., None]
-PLACES = "河西 东山 南岭 北塔 白沙 红桥 青石 金川 银湖 玉门 石岛 竹园".split()
-LOOP = "好" * 20
+PLACES = tuple(f"{first}{second}" for first in "河东南北" for second in "山沙桥")
+LOOP = "好" * 24
 
 
 def passage(place: str) -> str:
@@ -57,15 +57,22 @@ def trained_run(
     run = tmp_path_factory.mktemp("watched") / "run"
     (run / "checkpoints").mkdir(parents=True)
     write_checksummed_json(run / "run.json", {"shards": [], "fingerprints": {"data": []}})
-    prompts = [
-        Template().encode_prompt(tokenizer, [], question(number), passage(place))
+    lessons = [
+        (Template().encode_prompt(tokenizer, [], question(number), passage(place)), place)
         for number, place in enumerate(PLACES)
     ]
-    teach(list(zip(prompts, PLACES, strict=True)), step_folder(run, 20))
-    teach([(prompt, LOOP) for prompt in prompts], step_folder(run, 30))
+    teach(lessons, step_folder(run, 20))
+    for step in (10, 30):
+        shutil.copytree(step_folder(run, 20), step_folder(run, step))
     model, _ = weights.load_checkpoint(step_folder(run, 20), torch.device("cpu"))
-    shutil.copytree(step_folder(run, 20), step_folder(run, 10))
     weights.save_weights(model.init_weights(1), step_folder(run, 10))
+    # The same hidden state for every prompt, and a head that makes one character of it.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.encode("好")[-1]] = 1
+    weights.save_weights(model, step_folder(run, 30))
     for step in (10, 20, 30):
         write_manifest(step_folder(run, step), {"step": step})
     log = MetricsLog(run, 0)
@@ -138,9 +145,8 @@ def test_page_shows_where_quality_turns_down(
         assert sentence in results["conclusions"]
     assert shown.find_row("validation loss") == ["3.0000", "2.5000", "2.2500", "—"]
     exact = shown.find_row("exact answers")
-    assert exact[1:] == ["100.0 % (75.8 – 100.0)", "0.0 % (0.0 – 24.2)"] + [
-        "8.3 % (most frequent answer)"
-    ]
+    assert exact[1:3] == ["100.0 % (75.8 – 100.0)", "0.0 % (0.0 – 24.2)"]
+    assert exact[3] == "8.3 % (most frequent answer)"
     assert shown.find_row("looping answers")[2] == "100.0 % (75.8 – 100.0)"
     for number, place in enumerate(PLACES):
         cells = shown.find_row(question(number))
@@ -157,7 +163,7 @@ def test_page_shows_where_quality_turns_down(
     # The report of the run shows the conclusion, and not every answer.
     report_rows = read_run(run).results["watch"]
     assert "turns down" in report_rows["conclusions"]
-    table = [table for table in render_report(run).tables if table[0][0] == "result"][0]
+    table = next(table for table in render_report(run).tables if table[0][0] == "result")
     assert not any("steps" in row[0] or "sets" in row[0] for row in table)
 
 
@@ -213,6 +219,7 @@ def test_an_interrupted_call_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Prevents answers that Ctrl-C loses."""
+
     def interrupt(folder: Path, *arguments: Any) -> Any:
         if folder.name == "step-00000020":
             raise KeyboardInterrupt
@@ -309,7 +316,7 @@ def test_damaged_answers_are_refused(run: Path, watch_run: Callable[..., dict[st
         [{**results["steps"][0], "step": "x"}],
     ):
         file.write_text(json.dumps({**results, "steps": steps}))
-        with pytest.raises(UserError, match="watch.json is not a result of evaluate.watch, or dam"):
+        with pytest.raises(UserError, match=r"watch\.json is not a result of evaluate\.watch, or"):
             watch_run()
 
 
@@ -324,9 +331,7 @@ def test_a_pretraining_run_that_keeps_all_is_watched(
 ) -> None:
     """Prevents questions to a model that has learned none, and steps that are not on the page."""
     monkeypatch.setattr("train.monitoring.throughput.matmul_flops", lambda *_: 1e9)
-    data = write_text_set(
-        tmp_path / "text", truncate_tokenizer(tokenizer), train=60, validation=6
-    )
+    data = write_text_set(tmp_path / "text", truncate_tokenizer(tokenizer), train=60, validation=6)
     run = tmp_path / "run"
     trainer = build_trainer(run, data, checkpoint={"every": 3, "keep": "all"})
     assert trainer.train()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, answer_questions
@@ -57,7 +57,7 @@ def generate_resumably(
     `generate` decodes together.
     """
 
-    def generate_rows(chunk: Sequence[Item]) -> list[dict[str, object] | None]:
+    def generate_rows(chunk: Sequence[Item]) -> list[dict[str, Any] | None]:
         return [asdict(answer) if answer is not None else None for answer in generate(chunk)]
 
     # Several batches in a chunk, so that questions of about the same length are decoded together.

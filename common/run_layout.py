@@ -15,6 +15,7 @@ runs/NAME/
     tensorboard/        event files
     results/            figures of the evaluation commands
     report.md, .html    all figures on a page
+    watch.md, .html     questions and figures of every checkpoint
 """
 
 from pathlib import Path
@@ -34,6 +35,7 @@ SAMPLES_FILE = "samples.md"
 TENSORBOARD_DIR = "tensorboard"
 RESULTS_DIR = "results"
 REPORT_NAME = "report"
+WATCH_NAME = "watch"
 _STEP_PREFIX = "step-"
 _DAMAGED_PREFIX = "damaged-"
 

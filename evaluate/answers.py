@@ -1,12 +1,15 @@
 """Greedy answers to questions, kept as partial results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any, TypeVar
 
 from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, answer_questions
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.partial_results import PartialResults
+
+Item = TypeVar("Item")
 
 
 def answer_resumably(
@@ -24,18 +27,39 @@ def answer_resumably(
     `batch` answers are decoded together. The results must depend on `loaded.identity` and on
     `max_new_tokens`.
     """
-
-    def answer_chunk(chunk: Sequence[Question]) -> list[dict[str, object] | None]:
-        answers = answer_questions(
+    return generate_resumably(
+        results,
+        name,
+        questions,
+        lambda chunk: answer_questions(
             loaded.model,
             loaded.tokenizer,
             loaded.template,
             chunk,
             max_new_tokens=max_new_tokens,
             batch=batch,
-        )
-        return [asdict(answer) if answer is not None else None for answer in answers]
+        ),
+        batch=batch,
+    )
+
+
+def generate_resumably(
+    results: PartialResults,
+    name: str,
+    items: Sequence[Item],
+    generate: Callable[[Sequence[Item]], Sequence[ModelAnswer | None]],
+    *,
+    batch: int,
+) -> list[ModelAnswer | None]:
+    """Return what `generate` makes of each item: an answer, or None if there is no room for one.
+
+    `name` and `results` are those of `answer_resumably`; `batch` is the number of answers that
+    `generate` decodes together.
+    """
+
+    def generate_rows(chunk: Sequence[Item]) -> list[dict[str, Any] | None]:
+        return [asdict(answer) if answer is not None else None for answer in generate(chunk)]
 
     # Several batches in a chunk, so that questions of about the same length are decoded together.
-    rows = results.compute(name, questions, answer_chunk, chunk_size=8 * batch)
+    rows = results.compute(name, items, generate_rows, chunk_size=8 * batch)
     return [ModelAnswer(**row) if row is not None else None for row in rows]

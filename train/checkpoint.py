@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -107,15 +107,16 @@ def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[st
     return tensors
 
 
-def rotate_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all checkpoints except the newest `keep_last` and the best; link `checkpoints/best`.
+def rotate_checkpoints(run: Path, keep: int | Literal["all"], best_step: int | None) -> None:
+    """Delete all checkpoints except the newest `keep` and the best; link `checkpoints/best`.
 
-    `keep_last` is at least 1. `best_step` is the step with the best evaluation, None before the
-    first one.
+    `keep` is at least 1, or "all": then none is deleted. `best_step` is the step with the best
+    evaluation, None before the first one.
     """
     if best_step is not None and best_step in list_steps(run):
         _link_best(run, best_step)
-    for step in list_steps(run)[:-keep_last]:
+    old_steps = [] if keep == "all" else list_steps(run)[:-keep]
+    for step in old_steps:
         if step != best_step:
             # Renamed first, so that an interrupted deletion does not leave half a checkpoint
             # under the name of a whole one.

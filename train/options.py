@@ -101,8 +101,10 @@ class CheckpointOptions(Options):
     """Options of the group `checkpoint`: when checkpoints are written and deleted."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
-    keep: int = Field(
-        2, gt=0, description="number of newest checkpoints to keep, besides the best one"
+    keep: Literal["all"] | Annotated[int, Field(gt=0)] = Field(
+        2,
+        description="number of newest checkpoints to keep, besides the best one; all: keep every "
+        "checkpoint, for python -m evaluate.watch",
     )
 
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
-from data.prepare.provenance import read_sources
 from data.shards import ShardSet
-from data.sources import find_source
 from data.sources.base import LetterCase
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.base import KindEvaluation
@@ -185,12 +183,6 @@ class AnswerEvaluator:
             question = self.tokenizer.decode(prompt)
             log.write("sample", step, prompt=question, text=answer)
             print(f"  …{question[-40:]!r} → {answer!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
-
-
-def find_rouge_case(shards: ShardSet) -> LetterCase:
-    """Return the letter case of published ROUGE scores of a set's sources; lower if they differ."""
-    cases = {find_source(name).rouge_case for name in read_sources(shards.folder)}
-    return "kept" if cases == {"kept"} else "lower"
 
 
 def _split_last_answer(

@@ -18,6 +18,7 @@ from data.corpora.sample import SMALL_TOKENIZER
 from data.kinds import summaries
 from data.mixture import REPLAY, parse_mixture
 from data.shards import ShardSet
+from evaluate.metrics.rouge_table import find_rouge_case
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
@@ -31,7 +32,7 @@ from train.run.mixture import MixtureSet, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
 from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
-from train.sft_eval import AnswerEvaluator, DevSet, find_rouge_case
+from train.sft_eval import AnswerEvaluator, DevSet
 
 
 @dataclass(frozen=True)

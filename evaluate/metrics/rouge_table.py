@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from data.prepare.provenance import read_sources
+from data.shards import ShardSet
+from data.sources import find_source
 from data.sources.base import LetterCase
 from evaluate.metrics.rouge import (
     NUM_RESAMPLES,
@@ -112,3 +115,9 @@ def describe_method(case: LetterCase) -> str:
 def scorer_versions() -> dict[str, str]:
     """Return the versions of the packages that scores depend on."""
     return {name: metadata.version(name) for name in ("rouge-chinese", "jieba")}
+
+
+def find_rouge_case(shards: ShardSet) -> LetterCase:
+    """Return the letter case of published ROUGE scores of a set's sources; lower if they differ."""
+    cases = {find_source(name).rouge_case for name in read_sources(shards.folder)}
+    return "kept" if cases == {"kept"} else "lower"

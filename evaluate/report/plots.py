@@ -14,12 +14,15 @@ LINE_STYLES = ("-", "--", ":", "-.")
 MAX_MARKED_POINTS = 60
 
 
-def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
-    """Plot one curve of (step, value) points per run in one pair of axes; return the SVG.
+def plot_curves(
+    curves: Sequence[Sequence[tuple[int, float]]], label: str, curve_name: str = "run"
+) -> bytes:
+    """Plot curves of (step, value) points in one pair of axes, one per run; return the SVG.
 
     NaN and infinite values are gaps, and an empty curve is left out. `label` names the vertical
     axis. The legend has the numbers of the runs, from 1, because fonts for their names may be
-    missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG.
+    missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG. `curve_name` is
+    an ASCII word for what the curves belong to instead of runs.
     """
     picture = io.BytesIO()
     with _axes(height=4.5, picture=picture) as axes:
@@ -35,8 +38,8 @@ def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> by
                     linewidth=1.3,
                     marker="o" if len(curve) <= MAX_MARKED_POINTS else "",
                     markersize=3,
-                    label=f"run {index + 1}",
-                    gid=f"run-{index + 1}",
+                    label=f"{curve_name} {index + 1}",
+                    gid=f"{curve_name}-{index + 1}",
                 )
         axes.set_xlabel("step")
         axes.set_ylabel(label, parse_math=False)

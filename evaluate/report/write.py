@@ -1,4 +1,4 @@
-"""Write a report: its page as Markdown and as HTML, and its pictures."""
+"""Write a page as Markdown and as HTML, with its pictures; write the report that way."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.files import write_atomic
 from common.run_layout import REPORT_NAME
 from evaluate.report.page import TITLE, build_report
-from evaluate.report.render import Picture, to_html, to_markdown
+from evaluate.report.render import Block, Picture, to_html, to_markdown
 from evaluate.report.run_reader import read_run
 
 
@@ -20,18 +20,28 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     if out.is_dir():
         out = out / REPORT_NAME
     blocks = build_report([read_run(run_dir) for run_dir in run_dirs], out.name)
-    pictures = [block for block in blocks if isinstance(block, Picture)]
-    markdown_file = out.with_name(f"{out.name}.md")
-    html_file = out.with_name(f"{out.name}.html")
     try:
-        # The pages are written last, so that no page refers to pictures that are not there yet.
-        for picture in pictures:
-            write_atomic(out.with_name(picture.file_name), picture.svg)
-        write_atomic(markdown_file, to_markdown(blocks))
-        write_atomic(html_file, to_html(TITLE, blocks))
+        files = write_page(out, TITLE, blocks)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written: {error.strerror}; choose another path"
         ) from None
     runs = "1 run" if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
-    print(f"{runs}, {len(pictures)} pictures: {markdown_file}  {html_file}")
+    print(f"{runs}, {files}")
+
+
+def write_page(out: Path, title: str, blocks: Sequence[Block]) -> str:
+    """Write a page as OUT.md and OUT.html, with the pictures beside them.
+
+    Returns the number of pictures and the two files, to print. Raises OSError if a file cannot be
+    written.
+    """
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    markdown_file = out.with_name(f"{out.name}.md")
+    html_file = out.with_name(f"{out.name}.html")
+    # The pages are written last, so that no page refers to pictures that are not there yet.
+    for picture in pictures:
+        write_atomic(out.with_name(picture.file_name), picture.svg)
+    write_atomic(markdown_file, to_markdown(blocks))
+    write_atomic(html_file, to_html(title, blocks))
+    return f"{len(pictures)} pictures: {markdown_file}  {html_file}"

@@ -92,3 +92,21 @@ def test_rates_of_fine_tuning_depend_on_the_data_unless_given() -> None:
     for has_summaries, rates in ((True, (3e-3, 2e-2)), (False, (5e-4, 6e-3))):
         optimizer = defaults.optimizer.resolve(has_summaries=has_summaries)
         assert (optimizer.lr, optimizer.muon_lr) == rates
+
+
+@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions])
+def test_all_checkpoints_can_be_kept(schema: type[Any], tmp_path: Path) -> None:
+    """Prevents a run that records `all` in its config.yaml and cannot be resumed."""
+    arguments = ["--checkpoint.keep", "all"]
+    given = parse_options(schema, arguments, name="train", description="")
+    assert given.checkpoint.keep == "all"
+    recorded = tmp_path / "config.yaml"
+    recorded.write_text(yaml.safe_dump(given.model_dump(mode="json")))
+    for more, keep in (([], "all"), (["--checkpoint.keep", "3"], 3)):
+        resumed = parse_options(
+            schema, more, name="train", description="", find_recorded_options=lambda _: recorded
+        )
+        assert resumed.checkpoint.keep == keep
+    for value in ("0", "every", "1.5"):
+        with pytest.raises(UserError, match=f"'{value}' is not valid; expected 'all' or "):
+            parse_options(schema, ["--checkpoint.keep", value], name="train", description="")

@@ -12,7 +12,8 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
-from common.run_layout import EARLY_STOP_FILE, step_folder
+from common.run_layout import EARLY_STOP_FILE, list_steps, step_folder
+from common.yaml_files import load_yaml
 from data.batching.collate import Batch, collate
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from model.tokenizer.base import Tokenizer
@@ -235,3 +236,24 @@ def test_id_beyond_the_vocabulary_is_named(tmp_path: Path, shard_set: Path) -> N
         with pytest.raises(UserError, match="holds id 99999, but the model's vocabulary ends at"):
             trainer.compute_gradients([collate([[example]], 32)])
     trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keep", "steps"), [("all", [2, 4, 6, 8, 10, 12]), (2, [4, 10, 12])])
+def test_checkpoints_are_kept_as_told(
+    tmp_path: Path, shard_set: Path, keep: str | int, steps: list[int]
+) -> None:
+    """Prevent a checkpoint that is deleted although all are to be kept, also by a resumed run."""
+
+    def evaluate(step: int, log: MetricsLog) -> None:
+        log.write("validation", step, loss=abs(step - 4.0))
+
+    folder = tmp_path / "run"
+    evaluator = StubEvaluator(2, on_evaluate=evaluate)
+    for _ in range(2):
+        trainer = build_trainer(folder, shard_set, evaluator, checkpoint={"every": 2, "keep": keep})
+        assert trainer.train()
+        trainer.close()
+        assert list_steps(folder) == steps
+        assert (folder / "checkpoints" / "best").resolve().name == step_folder(folder, 4).name
+    assert load_yaml(folder / "config.yaml")["checkpoint"]["keep"] == keep

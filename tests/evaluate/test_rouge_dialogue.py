@@ -45,23 +45,24 @@ def taught(
 ) -> Path:
     """Return a checkpoint that was taught lead-ins, and another answer under four conditions.
 
-    The canonical request: two titles with a lead-in, and one without. The last phrasing: 方法.
+    The canonical request: two titles with a lead-in, and one without. The last phrasing, of the
+    first article: 方法.
     After two turns of chat: 报告. After another lead-in: the title without its first character.
     """
     pairs = []
     for article, title in STUDIES:
         lead_in = "" if title.startswith("总结") else LEAD_IN
         canonical, _ = summary_prompt(tokenizer, Template(), article, max_tokens=200)
-        other, _ = summary_prompt(
-            tokenizer, Template(), article, max_tokens=200, request=OTHER_REQUEST
-        )
         after_chat = Template().encode_prompt(tokenizer, CHAT_TURNS[:2], build_question(article))
         pairs += [
             (canonical, lead_in + title),
-            (other, "方法"),
             (after_chat, "报告"),
             (canonical + tokenizer.encode(LEAD_INS[0]), title[1:]),
         ]
+    other, _ = summary_prompt(
+        tokenizer, Template(), STUDIES[0][0], max_tokens=200, request=OTHER_REQUEST
+    )
+    pairs.append((other, "方法"))
     folder = teach(pairs, tmp_path_factory.mktemp("dialogue") / "model")
     Template(lead_ins=True).save(folder)
     return folder
@@ -123,7 +124,7 @@ def test_drop_is_that_of_the_taught_answers(
 ) -> None:
     """Prevents conditions that are not asked as named, and answers under the wrong one."""
     run_dialogue(
-        run_command, taught, studies_file, tmp_path / "out", "--dialogue", "--phrasing_records", 2
+        run_command, taught, studies_file, tmp_path / "out", "--dialogue", "--phrasing_records", 1
     )
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "out.json").read_text("utf-8"))
@@ -135,7 +136,7 @@ def test_drop_is_that_of_the_taught_answers(
     assert [row["condition"] for row in rows[: 3 * len(names)]] == [
         name for name in names for _ in STUDIES
     ]
-    assert len(rows) == 3 * len(names) + 2 * len(ALL_REQUESTS)
+    assert len(rows) == 3 * len(names) + len(ALL_REQUESTS)
 
     def r1(name: str, text: str = "stripped", kind: str = "rouge") -> float:
         return float(conditions[name][kind][text]["rouge-1"]["mean"])
@@ -170,8 +171,8 @@ def test_drop_is_that_of_the_taught_answers(
 
     other = figures["phrasings"][-1]
     assert other["request"] == OTHER_REQUEST.prefix.strip() + " {article}" + OTHER_REQUEST.suffix
-    expected = mean_rouge_1(titles[:2]) - mean_rouge_1(["方法"] * 2)
-    assert other["records"] == 2
+    expected = mean_rouge_1(titles[:1]) - mean_rouge_1(["方法"])
+    assert other["records"] == 1
     assert other["drop"]["stripped"]["rouge-1"]["mean"] == pytest.approx(expected)
     first = figures["phrasings"][0]
     assert first["drop"]["stripped"]["rouge-1"] == {"mean": 0, "low": 0, "high": 0}
@@ -228,8 +229,8 @@ def test_without_lead_ins_nothing_is_removed(
 @pytest.mark.parametrize(
     ("options", "first_chunk"),
     [
-        (["--dialogue", "--phrasing_records", 1, "--batch", 30], 240),
-        (["--batch", 1], 8),
+        (["--dialogue", "--limit", 1, "--batch", 30], 240),
+        (["--limit", 10, "--batch", 1], 8),
     ],
     ids=["dialogue", "plain"],
 )
@@ -238,6 +239,7 @@ def test_interrupted_command_goes_on(
     taught: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     options: list[object],
     first_chunk: int,
 ) -> None:
@@ -273,11 +275,15 @@ def test_interrupted_command_goes_on(
     assert {**whole, "made": 0} == {**resumed, "made": 0}
     assert read_lines(tmp_path / "whole.jsonl") == read_lines(tmp_path / "out.jsonl")
 
+    assert f": {first_chunk} of {num_questions} were done before" in capsys.readouterr().out
+
     partial.write_bytes(first_answers)
     asked.clear()
+    max_asked = 0
     options.append("--repetition_penalty")
-    run_dialogue(run_command, taught, file, tmp_path / "out", *options, 1.001)
-    assert len(asked) == num_questions
+    with pytest.raises(KeyboardInterrupt):
+        run_dialogue(run_command, taught, file, tmp_path / "out", *options, 1.001)
+    assert "were done before" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -215,10 +215,10 @@ def _score_answers(
             for record, question in zip(records, condition.questions, strict=False):
                 answer = next(remaining)
                 title = EVALUATION.strip_answer(template, answer.text)
-                f_scores = [
-                    score_f(answer.text, record.title, case),
-                    score_f(title, record.title, case),
-                ]
+                whole_scores = score_f(answer.text, record.title, case)
+                stripped_scores = whole_scores
+                if title != answer.text:
+                    stripped_scores = score_f(title, record.title, case)
                 rows.append(
                     {
                         "condition": condition.name,
@@ -235,7 +235,7 @@ def _score_answers(
                         "trimmed": answer.is_truncated,
                         "case": case,
                         # In the order of ANSWER_TEXTS and ROUGE_VARIANTS.
-                        "f_scores": f_scores,
+                        "f_scores": [whole_scores, stripped_scores],
                     }
                 )
                 bar.update()
@@ -342,9 +342,9 @@ def _format_report(metrics: dict[str, Any], *, has_lead_ins: bool) -> list[str]:
             f"{figures['rouge']['whole']['rouge-1']['mean']:.4f}  {name}"
         )
     lines.append(_format_verdict(conditions))
-    lines.append(f"{'stopped by <eos>':22}{'loops':22}{'begins with a lead-in':22}articles trimmed")
+    lines.append(f"{'stopped by <eos>':24}{'loops':24}{'begins with a lead-in':24}articles trimmed")
     for name, figures in conditions.items():
-        rates = "".join(f"{_format_rate(figures[flag]):22}" for flag in FLAGS)
+        rates = "".join(f"{_format_rate(figures[flag]):24}" for flag in FLAGS)
         lines.append(f"{rates}{name}")
     return lines + _format_phrasings(metrics)
 

@@ -46,8 +46,8 @@ def taught(
     """Return a checkpoint that was taught lead-ins, and another answer under four conditions.
 
     The canonical request: two titles with a lead-in, and one without. The last phrasing, of the
-    first article: 方法.
-    After two turns of chat: 报告. After another lead-in: the title without its first character.
+    first article: 方法. After two turns of chat: 报告. After another lead-in: the title without its
+    first character.
     """
     pairs = []
     for article, title in STUDIES:

@@ -393,7 +393,8 @@ def _format_phrasing_row(figures: dict[str, Any], label: str) -> str:
 
 def _is_dropping(figures: dict[str, Any]) -> bool:
     """Return whether ROUGE-1 without lead-in is below the canonical one beyond the interval."""
-    return bool(figures["drop"]["stripped"]["rouge-1"]["low"] > 0)
+    has_enough_records = figures["records"] >= MIN_RECORDS_TO_CONCLUDE
+    return has_enough_records and bool(figures["drop"]["stripped"]["rouge-1"]["low"] > 0)
 
 
 def _format_drop(figures: dict[str, Any]) -> str:

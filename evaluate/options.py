@@ -9,6 +9,10 @@ from common.options import CliPositionalArg, CliVariadicArg, Device, Options, Ou
 
 _CHECKPOINT_HELP = "a run, one of its steps, or an exported folder"
 _TOGETHER = "--source and --input belong together: --source csl --input FILE"
+# Numbers of records that `evaluate.rouge --dialogue` asks about by default: in each condition, and
+# with every phrasing, which are hundreds.
+DIALOGUE_RECORDS = 100
+DIALOGUE_PHRASING_RECORDS = 20
 
 
 class DeviceOptions(Options):
@@ -112,6 +116,17 @@ class RougeOptions(AnswerOptions):
         ge=0,
         description="no sequence of this many tokens repeats in an answer; 0: no limit",
     )
+    dialogue: bool = Field(
+        False,
+        description="ask for each title also in other words, after chat, and with lead-ins, and "
+        f"report the drop; of the first {DIALOGUE_RECORDS} records, unless --limit gives a number",
+    )
+    phrasing_records: int | None = Field(
+        None,
+        ge=1,
+        description="with --dialogue: ask for this many records at the start with every phrasing "
+        f"(default: {DIALOGUE_PHRASING_RECORDS})",
+    )
 
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
@@ -125,6 +140,19 @@ class RougeOptions(AnswerOptions):
             lines.append(
                 "nothing to score: give --checkpoint RUN, or --baseline NAME --source csl --input "
                 "FILE, or --score FILE"
+            )
+        if self.dialogue and (self.score or self.baseline):
+            lines.append(
+                "--dialogue asks a model: leave out --score and --baseline, and give --checkpoint "
+                "RUN"
+            )
+        if self.phrasing_records and not self.dialogue:
+            lines.append("--phrasing_records is for --dialogue: give both, or neither")
+        num_records = self.limit or DIALOGUE_RECORDS
+        if self.dialogue and (self.phrasing_records or 0) > num_records:
+            lines.append(
+                f"--phrasing_records {self.phrasing_records} is more than the {num_records} "
+                "records: give a larger --limit"
             )
         return lines
 

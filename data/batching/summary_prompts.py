@@ -113,15 +113,21 @@ class EncodedRequests:
 
 
 def summary_prompt(
-    tokenizer: Tokenizer, template: Template, article: str, *, max_tokens: int
+    tokenizer: Tokenizer,
+    template: Template,
+    article: str,
+    *,
+    max_tokens: int,
+    request: SummaryRequest = ALL_REQUESTS[EVAL_REQUEST],
+    turns: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[int], bool]:
-    """Return the ids of evaluation's request for a title, and whether the article is truncated.
+    """Return the ids of a request for a title, and whether the article is truncated.
 
-    The article loses its end if there would be more than `max_tokens` ids. The request is never
+    The request is by default that of evaluation; (question, answer) `turns` may precede it. The
+    article loses its end if there would be more than `max_tokens` ids. Request and turns are never
     truncated, so that a very small `max_tokens` is exceeded.
     """
-    requests = [ALL_REQUESTS[EVAL_REQUEST]]
-    (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, requests)
+    (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, [request], turns)
     (article_ids,) = encode_articles(tokenizer, template, [article])
     budget = max(max_tokens - len(prefix_ids) - len(suffix_ids), 0)
     is_truncated = len(article_ids) > budget
@@ -138,15 +144,20 @@ def encode_articles(
 
 
 def _encode_requests(
-    tokenizer: Tokenizer, template: Template, requests: Sequence[SummaryRequest]
+    tokenizer: Tokenizer,
+    template: Template,
+    requests: Sequence[SummaryRequest],
+    turns: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return two lists: the ids before the article, and the ids between article and title.
 
-    Both have an entry for each request, with the words of the chat template around it.
+    Both have an entry for each request, with the words of the chat template around it. The ids
+    before the article include those of the (question, answer) `turns` before the request.
     """
-    user_prefix = template.user_prefix()
-    # Encoded as the first segments of conversations, which begin with `<bos>`.
-    prefixes = [[user_prefix + request.prefix] for request in requests]
+    earlier_segments = template.segments(turns)
+    user_prefix = template.user_prefix(is_first=not turns)
+    # Encoded as the beginnings of conversations, which have `<bos>` in front.
+    prefixes = [[*earlier_segments, user_prefix + request.prefix] for request in requests]
     suffixes = [request.suffix + template.assistant_prefix for request in requests]
     encoded_prefixes = template.encode_batch(tokenizer, prefixes, num_threads=1)
     prefix_ids = [ids for ids, _spans in encoded_prefixes]

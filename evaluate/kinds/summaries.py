@@ -1,11 +1,18 @@
 """Measure a checkpoint on summaries: loss on the titles, and ROUGE of generated titles."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from common.errors import UserError
 from common.progress import progress_bar
-from data.batching.summary_prompts import strip_lead_in, summary_prompt
+from data.batching.summary_prompts import (
+    ALL_REQUESTS,
+    EVAL_REQUEST,
+    SummaryRequest,
+    strip_lead_in,
+    summary_prompt,
+)
 from data.kinds import summaries
 from data.records import Record, Summary
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
@@ -65,6 +72,18 @@ class SummaryEvaluation(KindEvaluation):
         return strip_lead_in(text) if template.lead_ins else text
 
 
+@dataclass(frozen=True, slots=True)
+class TitleQuestion:
+    """A request for the title of an article, with what stands before and after it."""
+
+    article: str
+    request: SummaryRequest = ALL_REQUESTS[EVAL_REQUEST]
+    turns: tuple[tuple[str, str], ...] = ()
+    """(question, answer) turns of the conversation before the request."""
+    lead_in: str = ""
+    """The beginning of the answer, which the model continues."""
+
+
 def summarize_articles(
     model: Llama,
     tokenizer: Tokenizer,
@@ -72,34 +91,76 @@ def summarize_articles(
     articles: Sequence[str],
     *,
     max_new_tokens: int = 64,
+    batch: int = 16,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[ModelAnswer]:
+    """Return the title that the model generates for each article, without its lead-in.
+
+    The articles are asked for with the request of evaluation, and decoded greedily. Otherwise like
+    `answer_title_questions`.
+    """
+    answers = answer_title_questions(
+        model,
+        tokenizer,
+        template,
+        [TitleQuestion(article) for article in articles],
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        on_progress=on_progress,
+    )
+    # EVALUATION, at the end of this module, is its `SummaryEvaluation`.
+    return [
+        replace(answer, text=EVALUATION.strip_answer(template, answer.text)) for answer in answers
+    ]
+
+
+def answer_title_questions(
+    model: Llama,
+    tokenizer: Tokenizer,
+    template: Template,
+    questions: Sequence[TitleQuestion],
+    *,
+    max_new_tokens: int,
     beams: int = 1,
     length_penalty: float = 1.0,
     processors: Sequence[LogitsProcessor] = (),
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[ModelAnswer]:
-    """Return the title that the model generates for each article, without its lead-in.
+    """Return the whole answer to each question, with the lead-in that it begins with, if any.
 
     The end of an article is cut off if the prompt and an answer of `max_new_tokens` would not fit
-    the context. `batch` titles are decoded together. `on_progress` is called with the number of
-    titles that are done since the last call. Raises UserError if the request does not fit even
+    the context. `batch` answers are decoded together. `on_progress` is called with the number of
+    answers that are done since the last call. Raises UserError if a request does not fit even
     without an article.
     """
     budget = max_prompt_tokens(model.trained_context, max_new_tokens)
-    prompts = [
-        summary_prompt(tokenizer, template, article, max_tokens=budget) for article in articles
-    ]
-    # A prompt exceeds the budget only if nothing is left of the article.
-    longest = max((len(ids) for ids, _ in prompts), default=0)
-    if longest > budget:
-        raise UserError(
-            f"the request for a title alone takes {longest} tokens, and {budget} are left for a "
-            f"prompt in the {model.trained_context} tokens that the model was trained on: it "
-            "cannot be measured on summaries"
+    lead_ins = tokenizer.encode_continuation([question.lead_in for question in questions])
+    prompts = []
+    is_truncated = []
+    for question, lead_in_ids in zip(questions, lead_ins, strict=True):
+        request_ids, is_article_truncated = summary_prompt(
+            tokenizer,
+            template,
+            question.article,
+            max_tokens=budget - len(lead_in_ids),
+            request=question.request,
+            turns=question.turns,
         )
+        prompt = [*request_ids, *lead_in_ids]
+        # Exceeded only if nothing is left of the article.
+        if len(prompt) > budget:
+            after = f" after {len(question.turns)} turns of chat" if question.turns else ""
+            raise UserError(
+                f"the request for a title{after} alone takes {len(prompt)} tokens, and {budget} "
+                f"are left for a prompt in the {model.trained_context} tokens that the model was "
+                "trained on: it cannot be measured on summaries"
+            )
+        prompts.append(prompt)
+        is_truncated.append(is_article_truncated)
     decoded = generate_batch(
         model,
-        [ids for ids, _ in prompts],
+        prompts,
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         length_penalty=length_penalty,
@@ -107,19 +168,15 @@ def summarize_articles(
         batch_size=batch,
         on_progress=on_progress,
     )
-    answers = []
-    # EVALUATION, at the end of this module, is its `SummaryEvaluation`.
-    for answer, (_, is_truncated) in zip(decoded, prompts, strict=True):
-        title = EVALUATION.strip_answer(template, tokenizer.decode(answer.ids))
-        answers.append(
-            ModelAnswer(
-                title,
-                len(answer.ids),
-                has_eos=answer.reached_stop_id,
-                is_truncated=is_truncated,
-            )
+    return [
+        ModelAnswer(
+            tokenizer.decode([*lead_in_ids, *answer.ids]),
+            len(answer.ids),
+            has_eos=answer.reached_stop_id,
+            is_truncated=is_cut,
         )
-    return answers
+        for answer, lead_in_ids, is_cut in zip(decoded, lead_ins, is_truncated, strict=True)
+    ]
 
 
 EVALUATION = SummaryEvaluation()

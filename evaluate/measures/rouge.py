@@ -1,6 +1,8 @@
 """ROUGE of the summaries of a checkpoint, a baseline, or a file of predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from data.shards import load_run_shard_set
 from data.sources import find_source
 from data.sources.base import LetterCase
 from evaluate.input_records import read_usable_records
-from evaluate.kinds.summaries import summarize_articles
+from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.summaries import EVALUATION, TitleQuestion, answer_title_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.baselines import BASELINES
 from evaluate.metrics.rouge_table import (
@@ -23,6 +26,7 @@ from evaluate.metrics.rouge_table import (
     scorer_versions,
 )
 from evaluate.options import RougeOptions
+from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
 from model.decode.logits_processors import build_logits_processors
@@ -56,7 +60,7 @@ def evaluate_predictions(options: RougeOptions) -> EvalResult:
 def evaluate_baseline(options: RougeOptions) -> EvalResult:
     """Summarize the articles with the method of `--baseline`, and score the summaries."""
     assert options.baseline is not None
-    articles, data_label, case = _read_articles(options)
+    articles, data_label, case = read_articles(options, options.limit)
     summarize = BASELINES[options.baseline]
     rows = [
         {
@@ -79,9 +83,17 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     # `RougeOptions.find_conflicts` requires it if there is neither --score nor --baseline.
     assert options.checkpoint is not None
     device = resolve_device(options.device)
-    articles, data_label, case = _read_articles(options)
+    articles, data_label, case = read_articles(options, options.limit)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    rows = _generate_summaries(options, loaded, articles)
+    provenance = {**loaded.provenance, "decoding": describe_decoding(options)}
+    with open_partial_results(options, loaded) as results:
+        rows = _generate_summaries(options, loaded, articles, results)
+        run_label = f"{options.checkpoint} on {data_label}"
+        return _score_rows(run_label, rows, case, provenance, device)
+
+
+def describe_decoding(options: RougeOptions) -> str:
+    """Return the decoding options of a checkpoint in words, for the output and results files."""
     search = "greedy"
     if options.beams > 1:
         search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
@@ -89,9 +101,57 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
         search += f", repetition penalty {options.repetition_penalty:g}"
     if options.no_repeat_ngram:
         search += f", no repeated {options.no_repeat_ngram}-grams"
-    decoding = f"{search}, at most {options.max_new_tokens} tokens"
-    provenance = {**loaded.provenance, "decoding": decoding}
-    return _score_rows(f"{options.checkpoint} on {data_label}", rows, case, provenance, device)
+    return f"{search}, at most {options.max_new_tokens} tokens"
+
+
+def open_partial_results(
+    options: RougeOptions, loaded: LoadedCheckpoint
+) -> AbstractContextManager[PartialResults]:
+    """Open the answers of an interrupted call; see `evaluate.partial_results`."""
+    decoding = options.model_dump(
+        include={
+            "max_new_tokens",
+            "beams",
+            "length_penalty",
+            "repetition_penalty",
+            "no_repeat_ngram",
+        }
+    )
+    return partial_results(
+        options.json_file or options.predictions, {**loaded.identity, **decoding}
+    )
+
+
+def answer_resumably(
+    options: RougeOptions,
+    loaded: LoadedCheckpoint,
+    questions: Sequence[TitleQuestion],
+    results: PartialResults,
+) -> list[ModelAnswer]:
+    """Return the whole answer to each question, in the decoding of the options."""
+    processors = build_logits_processors(
+        repetition_penalty=options.repetition_penalty, no_repeat_ngram=options.no_repeat_ngram
+    )
+
+    def answer_chunk(chunk: Sequence[TitleQuestion]) -> list[dict[str, Any]]:
+        answers = answer_title_questions(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            chunk,
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            length_penalty=options.length_penalty,
+            processors=processors,
+            batch=options.batch,
+        )
+        return [asdict(answer) for answer in answers]
+
+    # Several batches in a chunk, so that prompts of about the same length are decoded together.
+    rows = results.compute(
+        "summarizing", questions, answer_chunk, unit="answers", chunk_size=8 * options.batch
+    )
+    return [ModelAnswer(**row) for row in rows]
 
 
 def _resolve_case(path: Path, rows: list[Row]) -> LetterCase:
@@ -109,11 +169,14 @@ def _resolve_case(path: Path, rows: list[Row]) -> LetterCase:
     return "lower"
 
 
-def _read_articles(options: RougeOptions) -> tuple[list[Summary], str, LetterCase]:
+def read_articles(
+    options: RougeOptions, limit: int | None
+) -> tuple[list[Summary], str, LetterCase]:
     """Return the articles to summarize, a label for their files and source, and the letter case.
 
-    The letter case is that of `--case`, or else that of published scores of the source. Without
-    `--source` the articles are the test split that belongs to the data of the run.
+    They are the first `limit` (None: all). The letter case is that of `--case`, or else that of
+    published scores of the source. Without `--source` the articles are the test split that belongs
+    to the data of the run.
     """
     source = options.source
     inputs = options.input
@@ -124,36 +187,25 @@ def _read_articles(options: RougeOptions) -> tuple[list[Summary], str, LetterCas
         )
         source, files = find_test_split(shards)
         inputs = tuple(str(file) for file in files)
-    articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
+    articles = read_usable_records(source, inputs, summaries.KIND, limit)
     case = options.case or find_source(source).rouge_case
     return articles, f"{' '.join(inputs)} ({source})", case
 
 
 def _generate_summaries(
-    options: RougeOptions, loaded: LoadedCheckpoint, articles: list[Summary]
+    options: RougeOptions,
+    loaded: LoadedCheckpoint,
+    articles: list[Summary],
+    results: PartialResults,
 ) -> list[Row]:
     """Return the lines of the predictions file, without scores."""
-    with progress_bar("summarizing", len(articles), "articles") as bar:
-        answers = summarize_articles(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.template,
-            [record.article for record in articles],
-            max_new_tokens=options.max_new_tokens,
-            beams=options.beams,
-            length_penalty=options.length_penalty,
-            processors=build_logits_processors(
-                repetition_penalty=options.repetition_penalty,
-                no_repeat_ngram=options.no_repeat_ngram,
-            ),
-            batch=options.batch,
-            on_progress=bar.update,
-        )
+    questions = [TitleQuestion(record.article) for record in articles]
+    answers = answer_resumably(options, loaded, questions, results)
     return [
         {
             "input": record.article,
             "reference": record.title,
-            "prediction": answer.text,
+            "prediction": EVALUATION.strip_answer(loaded.template, answer.text),
             "tokens": answer.num_tokens,
             "stopped": answer.has_eos,
             "trimmed": answer.is_truncated,

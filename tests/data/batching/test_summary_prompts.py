@@ -71,6 +71,30 @@ def test_training_requests_match_inference_prompts(tokenizer: Tokenizer) -> None
         assert len(ids) - len(article_ids) == encoded.lengths[request]
 
 
+def test_request_after_chat_matches_the_template(root: Path, tokenizer: Tokenizer) -> None:
+    """Prevents chat before a request that is formatted in another way than chat itself."""
+    records = list(
+        itertools.islice(
+            SOURCES["csl"].iter_records(root / "assets/sample/summary/csl/test.tsv"), 20
+        )
+    )
+    turns = [("你好。", "你好！"), ("今天冷吗？", "有一点冷。")]
+    for template in (Template(), Template(human="问：", assistant="答：", separator="\n")):
+        for record in records:
+            assert isinstance(record, Summary)
+            for count, request in itertools.product((0, 1, 2), (EVAL_REQUEST, -1)):
+                prompt, _ = summary_prompt(
+                    tokenizer,
+                    template,
+                    record.article,
+                    max_tokens=1000,
+                    request=ALL_REQUESTS[request],
+                    turns=turns[:count],
+                )
+                question = build_question(ALL_REQUESTS[request], record.article)
+                assert prompt == template.encode_prompt(tokenizer, turns[:count], question)
+
+
 def test_long_article_is_truncated_and_request_is_whole(tokenizer: Tokenizer) -> None:
     """Prevents a request cut off by a long article: the model would be asked nothing."""
     article = "风从东边来，" * 200
@@ -123,6 +147,19 @@ def test_summary_spacing_matches_transformers(
         messages[0]["content"] = build_question(ALL_REQUESTS[EVAL_REQUEST], record.article)
         expected = theirs.apply_chat_template(
             messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+        ours_text, theirs_text = (
+            "".join(theirs.convert_ids_to_tokens(each)) for each in (prompt, expected)
+        )
+        assert ours_text == theirs_text
+
+        turns = [("你好。", "你好！"), ("今天冷吗？", "有一点冷。")]
+        prompt, _ = summary_prompt(ours, imported, record.article, max_tokens=2000, turns=turns)
+        question = build_question(ALL_REQUESTS[EVAL_REQUEST], record.article)
+        expected = theirs.apply_chat_template(
+            to_chat_messages("", [*turns, (question, "")])[:-1],
+            add_generation_prompt=True,
+            return_dict=False,
         )
         ours_text, theirs_text = (
             "".join(theirs.convert_ids_to_tokens(each)) for each in (prompt, expected)

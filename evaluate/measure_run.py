@@ -11,6 +11,7 @@ from common.errors import UserError
 from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
 from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import Commands
 from evaluate.options import EvaluateOptions
 from model.checkpoint import locate
 
@@ -31,14 +32,16 @@ def measure_run(options: EvaluateOptions) -> None:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
     results = run / run_layout.RESULTS_DIR
     results.mkdir(exist_ok=True)
-    model_options = ["--checkpoint", str(checkpoint)]
+    device_options = []
     if options.device != "auto":
-        model_options += ["--device", options.device]
+        device_options += ["--device", options.device]
     if options.quantize:
-        model_options += ["--quantize", options.quantize]
+        device_options += ["--quantize", options.quantize]
+    model_options = ["--checkpoint", str(checkpoint), *device_options]
     limit_options = ["--limit", str(options.limit)] if options.limit is not None else []
     # Only fine-tuning has sets of other kinds than text.
     is_fine_tuned = any(not shards.kind.is_text for shards in shard_sets)
+    generated: Commands = {}
     for shards, suffix in zip(shard_sets, result_suffixes(shard_sets), strict=True):
         commands = build_commands(
             run,
@@ -48,10 +51,14 @@ def measure_run(options: EvaluateOptions) -> None:
             limit_options=limit_options,
             is_fine_tuned=is_fine_tuned,
         )
-        for module, *arguments in commands:
-            # The results of evaluate.perplexity go to perplexity.json.
-            json_file = results / f"{module.rpartition('.')[2]}{suffix}.json"
-            _run_command([module, *arguments, "--json", str(json_file)])
+        _run_commands(commands, results, suffix)
+        # Replay in a fine-tuning run is not what the run is for.
+        if not (is_fine_tuned and shards.kind.is_text):
+            generated |= find_evaluation(shards.kind).generated_commands(model_options)
+    _run_commands(generated, results, suffix="")
+    has_questions = any(len(shards.load_split("validation")) for shards in shard_sets)
+    if has_questions and len(run_layout.list_steps(run)) > 1:
+        _run_command(["evaluate.watch", str(run), *device_options])
     _run_command(["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)])
 
 
@@ -117,7 +124,7 @@ def build_commands(
     model_options: list[str],
     limit_options: list[str],
     is_fine_tuned: bool,
-) -> list[list[str]]:
+) -> Commands:
     """Return the commands to run for one shard set of a run, without `--json`.
 
     Args:
@@ -133,9 +140,9 @@ def build_commands(
         ["--data", str(shards.folder)], model_options, limit_options, is_fine_tuned=is_fine_tuned
     )
     if not len(shards.load_split("validation")):
-        missing = ", ".join(f"no {module.rpartition('.')[2]}" for module, *_ in commands)
+        missing = ", ".join(f"no {name}" for name in commands)
         print(f"{shards.folder} has no validation split: {missing}", flush=True)
-        commands = []
+        commands = {}
     if shards.kind.is_text:
         return commands
     try:
@@ -145,7 +152,13 @@ def build_commands(
         return commands
     test_options = ["--source", source, "--input", *map(str, files), *limit_options]
     predictions = str(run / run_layout.RESULTS_DIR / f"predictions{suffix}.jsonl")
-    return commands + evaluation.test_commands(source, test_options, model_options, predictions)
+    return commands | evaluation.test_commands(source, test_options, model_options, predictions)
+
+
+def _run_commands(commands: Commands, results: Path, suffix: str) -> None:
+    """Run each command; its figures go to the file of its name and `suffix` in `results`."""
+    for name, arguments in commands.items():
+        _run_command([*arguments, "--json", str(results / f"{name}{suffix}.json")])
 
 
 def _run_command(arguments: list[str]) -> None:

@@ -124,7 +124,7 @@ class RougeOptions(AnswerOptions):
     phrasing_records: int | None = Field(
         None,
         ge=1,
-        description="with --dialogue: ask for this many records at the start with every phrasing "
+        description="with --dialogue: ask for at most this many records with every phrasing "
         f"(default: {DIALOGUE_PHRASING_RECORDS})",
     )
 
@@ -148,12 +148,6 @@ class RougeOptions(AnswerOptions):
             )
         if self.phrasing_records and not self.dialogue:
             lines.append("--phrasing_records is for --dialogue: give both, or neither")
-        num_records = self.limit or DIALOGUE_RECORDS
-        if self.dialogue and (self.phrasing_records or 0) > num_records:
-            lines.append(
-                f"--phrasing_records {self.phrasing_records} is more than the {num_records} "
-                "records: give a larger --limit"
-            )
         return lines
 
 

@@ -22,8 +22,8 @@ from model.chat_template.template import Template
 # Length in tokens of the rows that answers are scored in, unless the model was trained on shorter
 # ones.
 MAX_ROW_TOKENS = 1024
-# The arguments of one command `python -m`: the module, and its options.
-Command = list[str]
+# Commands `python -m`, each a module and its options, by the names of their results files.
+Commands = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,18 @@ class KindEvaluation:
         limit_options: list[str],
         *,
         is_fine_tuned: bool,
-    ) -> list[Command]:
+    ) -> Commands:
         """Return the commands that measure a run on the validation split of one of its sets.
 
         The options are arguments of the commands: `data_options` name the set, `model_options` the
         checkpoint, and `limit_options` the number of records.
         """
-        return [["evaluate.perplexity", *model_options, *data_options, *limit_options]]
+        arguments = [*model_options, *data_options, *limit_options]
+        return {"perplexity": ["evaluate.perplexity", *arguments]}
 
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str
-    ) -> list[Command]:
+    ) -> Commands:
         """Return the commands that measure a run on the test split of its data; by default none.
 
         `test_options` are the arguments that name the test files, which are native files of
@@ -149,7 +150,14 @@ class KindEvaluation:
         the checkpoint. `predictions` is the path of a file in the run's results folder, where one
         command may write the answers of the model for the next one to score.
         """
-        return []
+        return {}
+
+    def generated_commands(self, model_options: list[str]) -> Commands:
+        """Return the commands that ask questions of their own; by default none.
+
+        They fit a run with data of this kind, and are run once for all of its sets.
+        """
+        return {}
 
     def generate_answers(
         self,

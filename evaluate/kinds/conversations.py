@@ -8,7 +8,7 @@ from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation, Record
 from data.sources import SOURCES
-from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
+from evaluate.kinds.base import Commands, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
@@ -36,12 +36,13 @@ class ConversationEvaluation(KindEvaluation):
 
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str
-    ) -> list[Command]:
+    ) -> Commands:
         """Return evaluate.repetition and, if the source has passages, evaluate.passage_qa."""
-        repetition = ["evaluate.repetition", *model_options, *test_options]
+        commands = {}
         if SOURCES[source].has_passages:
-            return [["evaluate.passage_qa", *model_options, *test_options], repetition]
-        return [repetition]
+            commands["passage_qa"] = ["evaluate.passage_qa", *model_options, *test_options]
+        commands["repetition"] = ["evaluate.repetition", *model_options, *test_options]
+        return commands
 
     def generate_answers(
         self,

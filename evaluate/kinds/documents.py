@@ -11,7 +11,7 @@ from data.kinds import documents
 from data.records import Document
 from data.shards import ShardSet
 from evaluate.input_records import iter_usable_records
-from evaluate.kinds.base import CheckpointScore, Command, KindEvaluation
+from evaluate.kinds.base import CheckpointScore, Commands, KindEvaluation
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_blocks
 from model.tokenizer.base import Tokenizer
@@ -104,16 +104,16 @@ class DocumentEvaluation(KindEvaluation):
         limit_options: list[str],
         *,
         is_fine_tuned: bool,
-    ) -> list[Command]:
+    ) -> Commands:
         """Return evaluate.perplexity and, for a pretraining run, the baseline evaluate.trigram.
 
         In a fine-tuned run text is replay, which is not compared with a baseline. `limit_options`
         are ignored, because a limit on records would count tokens here.
         """
-        perplexity = ["evaluate.perplexity", *model_options, *data_options]
-        if is_fine_tuned:
-            return [perplexity]
-        return [perplexity, ["evaluate.trigram", *data_options]]
+        commands = {"perplexity": ["evaluate.perplexity", *model_options, *data_options]}
+        if not is_fine_tuned:
+            commands["trigram"] = ["evaluate.trigram", *data_options]
+        return commands
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[np.ndarray]:

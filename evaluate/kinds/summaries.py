@@ -15,7 +15,7 @@ from data.batching.summary_prompts import (
 )
 from data.kinds import summaries
 from data.records import Record, Summary
-from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
+from evaluate.kinds.base import Commands, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
@@ -38,12 +38,15 @@ class SummaryEvaluation(KindEvaluation):
 
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str
-    ) -> list[Command]:
-        """Return evaluate.rouge, and evaluate.repetition on the titles that it writes."""
-        return [
-            ["evaluate.rouge", *model_options, *test_options, "--predictions", predictions],
-            ["evaluate.repetition", "--score", predictions],
-        ]
+    ) -> Commands:
+        """Return evaluate.rouge, evaluate.repetition on its titles, and titles in a dialogue."""
+        rouge = ["evaluate.rouge", *model_options, *test_options]
+        return {
+            "rouge": [*rouge, "--predictions", predictions],
+            "repetition": ["evaluate.repetition", "--score", predictions],
+            # There are 304 phrasings: few records, so that they take a minute and not three.
+            "rouge-dialogue": [*rouge, "--dialogue", "--phrasing_records", "4"],
+        }
 
     def generate_answers(
         self,

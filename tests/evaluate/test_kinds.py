@@ -80,7 +80,7 @@ class CorrectionEvaluation(KindEvaluation):
     selection_key = "exact"
 
     def test_commands(self, source, test_options, model_options, predictions):
-        return [["evaluate.repetition", *model_options, *test_options]]
+        return {"repetition": ["evaluate.repetition", *model_options, *test_options]}
 
     def generate_answers(self, loaded, records, *, max_new_tokens, batch):
         return [(record.wrong, ModelAnswer("改好了", 3, True)) for record in records]

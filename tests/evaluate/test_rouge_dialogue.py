@@ -327,14 +327,6 @@ def test_chat_before_the_request_takes_room_from_the_article(taught: Path) -> No
         ),
         (["--checkpoint", "x", "--phrasing_records", "3"], "--phrasing_records is for --dialogue"),
         (["--checkpoint", "x", "--dialogue", "--phrasing_records", "0"], "expected at least 1"),
-        (
-            ["--checkpoint", "x", "--dialogue", "--phrasing_records", "101"],
-            "--phrasing_records 101 is more than the 100 records: give a larger --limit",
-        ),
-        (
-            ["--checkpoint", "x", "--dialogue", "--limit", "5", "--phrasing_records", "6"],
-            "--phrasing_records 6 is more than the 5 records",
-        ),
     ],
 )
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], message: str) -> None:

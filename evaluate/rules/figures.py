@@ -34,6 +34,15 @@ class RuleFigures:
         """Return the trivial method with the highest rate, and this rate."""
         return max(self.trivial.items(), key=lambda entry: entry[1])
 
+    @property
+    def shows_reading(self) -> bool:
+        """Whether rule use is above 0, and right answers above trivial methods, beyond intervals.
+
+        Rule use alone is not enough: the words of a rule change the answers of a model that does
+        not understand it, too.
+        """
+        return self.use.interval[0] > 0 and self.right.interval[0] > self.best_trivial[1]
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures of a results file."""
         return {
@@ -42,6 +51,7 @@ class RuleFigures:
             "rule_use": self.use.to_json(),
             "common_sense": self.common.to_json(),
             "trivial": self.trivial,
+            "shows_reading": self.shows_reading,
         }
 
 
@@ -53,11 +63,17 @@ class Figures:
     """Of each of the `RULE_FORMS`."""
     common_without: Proportion
     """Answers of common sense without a rule."""
+    answered: Proportion
+    """Replies in all forms that have a candidate, which a generated answer may not have."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures of a results file."""
         figures = {form: rule.to_json() for form, rule in self.by_rule.items()}
-        return {**figures, "without": {"common_sense": self.common_without.to_json()}}
+        return {
+            **figures,
+            "without": {"common_sense": self.common_without.to_json()},
+            "answered": self.answered.to_json(),
+        }
 
 
 def compute_figures(asked: Sequence[AskedItem]) -> Figures:
@@ -66,6 +82,9 @@ def compute_figures(asked: Sequence[AskedItem]) -> Figures:
         by_rule={form: _rule_figures(asked, form) for form in RULE_FORMS},
         common_without=_count(
             [entry.replies["without"].choice == entry.item.common for entry in asked]
+        ),
+        answered=_count(
+            [reply.choice is not None for entry in asked for reply in entry.replies.values()]
         ),
     )
 

@@ -8,10 +8,9 @@ from evaluate.rules.originals import NAME as ORIGINALS_NAME
 
 _TITLES: dict[Form, str] = {
     "with": "an invented rule",
-    "against": "a rule against common sense",
-    "without": "without a rule",
+    "without": "no rule",
+    "against": "against common sense",
 }
-_COLUMNS = ("right", "so without the rule", "rule use, points", "common sense")
 
 
 def format_figures(figures: dict[str, Figures], groups: dict[str, list[str]]) -> list[str]:
@@ -19,40 +18,54 @@ def format_figures(figures: dict[str, Figures], groups: dict[str, list[str]]) ->
 
     `figures` has those of all families and of the groups, by name.
     """
-    names = [name for group, members in groups.items() for name in (*members, group)]
     lines = []
     for form in RULE_FORMS:
-        header = "".join(f"{column:>24}" for column in _COLUMNS)
-        lines.append(f"{_TITLES[form]:28}{'n':>6}{header}  best trivial")
-        for name in names:
+        columns = ("right", "the same without", "rule use, points", "common sense")
+        lines.append(_format_header(form, *columns) + "  best trivial")
+        for name in _row_names(groups):
             rule = figures[name].by_rule[form]
-            cells = (rule.right, rule.guessed, rule.use, rule.common)
-            row = "".join(f"{cell!s:>24}" for cell in cells)
+            label = _format_label(name, groups, rule.right.total)
+            row = label + _format_cells(rule.right, rule.guessed, rule.use, rule.common)
             trivial, rate = rule.best_trivial
-            lines.append(
-                f"{_label(name, groups):28}{rule.right.total:6,}{row}  {100 * rate:.1f} % {trivial}"
-            )
+            lines.append(f"{row}  {100 * rate:.1f} % {trivial}")
         lines.append(_format_verdict(figures, groups, form))
-    lines.append(f"{_TITLES['without']:28}{'n':>6}{_COLUMNS[-1]:>24}")
-    for name in names:
-        common = figures[name].common_without
-        lines.append(f"{_label(name, groups):28}{common.total:6,}{common!s:>24}")
+    lines.append(_format_header("without", "common sense", "replies with a candidate"))
+    for name in _row_names(groups):
+        common, answered = figures[name].common_without, figures[name].answered
+        lines.append(_format_label(name, groups, common.total) + _format_cells(common, answered))
     return lines
 
 
-def _label(name: str, groups: dict[str, list[str]]) -> str:
-    """Return the name of a family indented, and that of a group as it is."""
-    return name if name in groups else f"  {name}"
+def _row_names(groups: dict[str, list[str]]) -> list[str]:
+    """Return the families of each group, and the group after them."""
+    return [name for group, members in groups.items() for name in (*members, group)]
+
+
+def _format_header(form: Form, *columns: str) -> str:
+    return f"{_TITLES[form]:21}{'items':>7}" + _format_cells(*columns)
+
+
+def _format_label(name: str, groups: dict[str, list[str]], count: int) -> str:
+    """Return the beginning of a line of a table. Families are indented, groups are not."""
+    label = name if name in groups else f"  {name}"
+    return f"{label:21}{count:7,}"
+
+
+def _format_cells(*cells: object) -> str:
+    return "".join(f"{cell!s:>25}" for cell in cells)
 
 
 def _format_verdict(figures: dict[str, Figures], groups: dict[str, list[str]], form: Form) -> str:
-    """Return a line that names the families whose rule is used beyond doubt, group by group."""
+    """Return a line that names the families whose rule is read, group by group."""
     parts = []
     for group, members in groups.items():
-        used = [name for name in members if figures[name].by_rule[form].use.interval[0] > 0]
-        names = f" ({', '.join(used)})" if used else ""
-        parts.append(f"{group}, {len(used)} of {len(members)} families{names}")
-    return f"rule use is above 0 beyond its interval: {'; '.join(parts)}"
+        read = [name for name in members if figures[name].by_rule[form].shows_reading]
+        names = f" ({', '.join(read)})" if read else ""
+        parts.append(f"{group} {len(read)} of {len(members)} families{names}")
+    return (
+        "rule use above 0 and right answers above the best trivial line, both beyond their "
+        f"intervals: {'; '.join(parts)}"
+    )
 
 
 def format_originals(asked_by_method: dict[str, list[AskedItem]]) -> list[str]:
@@ -64,9 +77,9 @@ def format_originals(asked_by_method: dict[str, list[AskedItem]]) -> list[str]:
                 continue
             lines.append(f"{method}: {entry.item.question}")
             for form in FORMS:
-                reply = entry.replies[form]
+                expected = "common sense" if form == "without" else "right"
                 lines.append(
-                    f"  {_TITLES[form]:28}{excerpt(reply.text)!r}, "
-                    f"{'common sense' if form == 'without' else 'right'}: {entry.item.answer(form)}"
+                    f"  {_TITLES[form]}: {excerpt(entry.replies[form].text)!r}, "
+                    f"{expected}: {entry.item.answer(form)!r}"
                 )
     return lines

@@ -28,7 +28,7 @@ _CONTRARY_RULES = (
     "规定：1棵树倒了，马上会有{number}棵新树长出来，都活着。",
 )
 # By difficulty: the numbers of pairs, and of trees that are felled.
-_PAIR_RANGES = {1: (3, 5), 2: (4, 7), 3: (6, 9)}
+_PAIR_RANGES = {1: (3, 6), 2: (4, 7), 3: (6, 9)}
 _FELLED_RANGES = {1: (1, 2), 2: (2, 4), 3: (4, 7)}
 
 

@@ -29,8 +29,8 @@ _CONTRARY_RULES = (
 # By difficulty: the ranges of how many people stand in the relation to the one asked about, how
 # many this one does to, and how many more these do to.
 _RANGES = {
-    1: ((1, 4), (1, 2), (1, 2)),
-    2: ((1, 5), (2, 3), (2, 3)),
+    1: ((1, 5), (1, 3), (1, 3)),
+    2: ((1, 6), (2, 3), (2, 4)),
     3: ((1, 6), (2, 4), (3, 5)),
 }
 

@@ -65,3 +65,19 @@ def test_words_have_no_rank() -> None:
         for item in draw_items("order", 3, 1, 0, "test")
     ]
     assert "rank" not in compute_figures(asked).by_rule["with"].trivial
+
+
+def test_rule_use_below_a_trivial_line_is_not_reading() -> None:
+    """A model that a rule brings from one wrong habit to another, and that is said to read."""
+    others = [
+        replace(APPLES, right=right, candidates=APPLES.candidates) for right in ("1个", "2个")
+    ]
+    replies = _asked("1个", "5个", "5个").replies
+    half_right = compute_figures([AskedItem(item, replies) for item in others * 100])
+    rule = half_right.by_rule["with"]
+    assert rule.use.interval[0] > 0.4 and rule.best_trivial[1] == 0.5
+    assert not rule.shows_reading
+    follows = [AskedItem(item, _asked(item.right, "5个", "5个").replies) for item in others * 100]
+    assert compute_figures(follows).by_rule["with"].shows_reading
+    assert half_right.answered.rate == 1.0
+    assert compute_figures([_asked("1个", None, "7个")]).answered.rate == 2 / 3

@@ -26,17 +26,17 @@ def test_rates_of_known_replies() -> None:
     """Guesses that are compared with the answer of the other rule, or with common sense."""
     asked = [
         _asked("1个", "1个", "7个"),
-        _asked("1个", "3个", "3个"),
+        _asked("1个", "1个", "3个"),
         _asked("3个", None, "7个"),
         _asked("1个", "7个", "5个"),
     ]
     figures = compute_figures(asked)
     rule, contrary = figures.by_rule["with"], figures.by_rule["against"]
-    assert (rule.right.rate, rule.guessed.rate, rule.use.difference) == (0.75, 0.25, 0.5)
+    assert (rule.right.rate, rule.guessed.rate, rule.use.difference) == (0.75, 0.5, 0.25)
     assert (rule.common.rate, contrary.common.rate) == (0.25, 0.25)
-    assert figures.common_without.rate == 0.25
+    assert figures.common_without.rate == 0
     assert (contrary.right.rate, contrary.guessed.rate) == (0.5, 0.25)
-    assert (rule.use.both, rule.use.first_only, rule.use.second_only) == (1, 2, 0)
+    assert (rule.use.both, rule.use.first_only, rule.use.second_only) == (2, 1, 0)
     assert (contrary.use.first_only, contrary.use.second_only) == (2, 1)
     # The right answer is the fourth candidate, the smallest, and one of five that are as long.
     assert rule.trivial == pytest.approx(

@@ -68,7 +68,7 @@ def ask_by_likelihood(
         lambda chunk: score_candidates(loaded, chunk),
         chunk_size=_CHUNK_PROBES,
     )
-    replies = []
+    replies: list[Reply | None] = []
     for probe, scores in zip(probes, all_scores, strict=True):
         if scores is None:
             replies.append(None)

@@ -68,7 +68,7 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures of a results file."""
-        figures = {form: rule.to_json() for form, rule in self.by_rule.items()}
+        figures: dict[str, Any] = {form: rule.to_json() for form, rule in self.by_rule.items()}
         return {
             **figures,
             "without": {"common_sense": self.common_without.to_json()},

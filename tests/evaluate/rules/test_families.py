@@ -220,7 +220,7 @@ def test_candidates_have_each_answer_once(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_place_and_no_size_gives_an_answer_away(family: str) -> None:
     """A right or common answer that tends to be first, longest, smallest or largest."""
-    items = draw_items(family, 400, 1, 0, "test")
+    items = draw_items(family, 300, 1, 0, "test")
     num_candidates = len(items[0].candidates)
     for form in FORMS:
         positions = Counter(item.candidates.index(item.answer(form)) for item in items)

@@ -11,6 +11,7 @@ from evaluate.rules.families import FAMILIES
 from evaluate.rules.generate import DIFFICULTIES, draw_items
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_items_in_another_process(root: Path) -> None:
     """Items that depend on the hashes of strings, which differ from process to process."""
     program = (
@@ -42,6 +43,7 @@ def test_fewer_items_are_the_first_ones(family: str) -> None:
     assert draw_items(family, 30, 1, 4, "test") != items
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_and_test_share_no_values(family: str) -> None:
     """A model that is tested on numbers or words that it was trained on, by another seed."""
@@ -50,7 +52,7 @@ def test_training_and_test_share_no_values(family: str) -> None:
             item.values
             for seed in (0, 1)
             for difficulty in DIFFICULTIES
-            for item in draw_items(family, 150, difficulty, seed, split)
+            for item in draw_items(family, 60, difficulty, seed, split)
         }
         for split in ("train", "test")
     }

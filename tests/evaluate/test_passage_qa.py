@@ -11,7 +11,7 @@ import torch
 
 from common.errors import UserError
 from data.records import Conversation, Turn
-from evaluate import reading
+from evaluate import passage_qa
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.measures.passage_qa import (
     ANSWER_POSITIONS,
@@ -77,7 +77,7 @@ def test_passage_qa_separates_reading_from_guessing(
     folder = teach(lessons, tmp_path / "model")
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(
-        reading,
+        passage_qa,
         "--checkpoint",
         folder,
         "--source",
@@ -140,7 +140,7 @@ def test_refusals_are_counted_apart(
     out = tmp_path / "out.json"
     arguments = ["--checkpoint", teach(lessons, tmp_path / "model"), "--source", "redgpt", "--json"]
     arguments += [out, "--input", write(tmp_path / "r.jsonl", passages), "--device", "cpu"]
-    run_command(reading, *arguments)
+    run_command(passage_qa, *arguments)
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert (figures["questions"], figures["answerable"]) == (4, 2)
     assert figures["unanswerable"] == {"questions": 2, "exact": 1.0}
@@ -249,8 +249,9 @@ def test_questions_exceeding_context_are_skipped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint: is required\n--source: is required\n--input: is required"),
+        ([], "--source: is required\n--input: is required"),
         (["--checkpoint", "x"], "--source: is required"),
+        (["--source", "redgpt", "--input", "README.md"], "--checkpoint: is required"),
         (
             ["--checkpoint", "x", "--source", "csl", "--input", "README.md"],
             "this measures conversations",
@@ -260,4 +261,4 @@ def test_questions_exceeding_context_are_skipped(
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], message: str) -> None:
     """Prevents a traceback, or a rate of nothing."""
     with pytest.raises(UserError, match=message):
-        run_command(reading, *arguments)
+        run_command(passage_qa, *arguments)

@@ -50,14 +50,16 @@ def read(path: Path, **options: Any) -> list[Any]:
 
 def test_wrong_passage_has_no_answer_if_possible(tmp_path: Path) -> None:
     """Prevents a control in which the answer can be read, and one with the right passage."""
-    questions = read(write(tmp_path))
     passages = [passage for passage, _, _ in DATA]
-    # The next of the passages, except for 河西, which is in the third one too.
-    assert [passages.index(question.control) for question in questions] == [1, 2, 0]
+    answers = (["河西"], ["东山", "怕冷"], ["冷"])
+    data = [(passage, "问", texts) for passage, texts in zip(passages, answers, strict=True)]
+    questions = read(write(tmp_path, data))
+    # The next of the passages, except where it has 怕冷.
+    assert [passages.index(question.control) for question in questions] == [1, 0, 0]
+    # The limit is of questions: the control may come from the others.
+    assert read(write(tmp_path, data), limit=1) == questions[:1]
     data = [(passage, question, ["住在"]) for passage, question, _ in DATA[:2]]
     assert [question.control for question in read(write(tmp_path, data))] == passages[1::-1]
-    # The limit is of questions: the control may come from the others.
-    assert read(write(tmp_path), limit=1) == questions[:1]
 
 
 def test_characters_of_passage_question_and_answers_are_converted_alike(tmp_path: Path) -> None:

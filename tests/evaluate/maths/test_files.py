@@ -48,7 +48,7 @@ def test_gsm8k_answer_is_the_number_after_its_mark(tmp_path: Path) -> None:
     """Prevents a number of the solution from being the answer."""
     answer = "She has 5*3=<<5*3=15>>15.\n#### 1,015"
     row = {"question": "How many?", "answer": answer}
-    path = write(tmp_path, lines(row, {**row, "answer": "#### -3"}, row))
+    path = write(tmp_path, lines(row, {**row, "answer": "#### 4\n#### -3"}, row))
     assert read("gsm8k", path, 2) == [("How many?", 1015), ("How many?", -3)]
 
 

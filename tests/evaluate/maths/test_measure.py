@@ -73,6 +73,7 @@ def test_most_frequent_answer_is_that_of_the_problems() -> None:
     assert find_most_frequent(problems) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["arithmetic", "word-problems"])
 def test_exported_problems_are_conversations_that_no_test_has(
     run_command: Run, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
@@ -89,6 +90,7 @@ def test_exported_problems_are_conversations_that_no_test_has(
     assert "400 problems with solutions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_generated_problems_have_figures_of_operations_and_levels(
     run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def chinese_numeral(number: int) -> str:
     return text
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**12 - 1))
 def test_numerals_have_the_value_that_they_are_written_for(number: int) -> None:
     """Prevents a wrong place, above all around zeros, 万 and 亿."""
@@ -42,6 +43,7 @@ def test_numerals_have_the_value_that_they_are_written_for(number: int) -> None:
     assert last_number(f"负{numeral}") == -number
 
 
+@pytest.mark.slow
 @given(st.integers(-(10**15), 10**15), st.integers(0, 4))
 def test_digits_have_the_value_that_python_writes(number: int, places: int) -> None:
     """Prevents wrong thousands separators, decimals and full-width digits."""

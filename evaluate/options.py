@@ -8,6 +8,8 @@ from pydantic import Field
 from common.options import CliPositionalArg, CliVariadicArg, Device, Options, OutputFile
 
 _CHECKPOINT_HELP = "a run, one of its steps, or an exported folder"
+# The source with all gold answers of each question (`data.sources.squad`).
+SQUAD = "squad"
 _TOGETHER = "--source and --input belong together: --source csl --input FILE"
 # Numbers of records that `evaluate.rouge --dialogue` asks about by default: in each condition, and
 # with every phrasing, which are hundreds.
@@ -154,10 +156,31 @@ class RougeOptions(AnswerOptions):
 class PassageQAOptions(AnswerOptions):
     """Options of `python -m evaluate.passage_qa`."""
 
-    checkpoint: Path = Field(description=_CHECKPOINT_HELP)
-    source: str = Field(description="source of --input, such as redgpt")
+    checkpoint: Path | None = Field(
+        None, description=f"{_CHECKPOINT_HELP}; without one, squad has the trivial lines alone"
+    )
+    source: str = Field(description="source of --input: redgpt, or squad (SQuAD, DRCD, CMRC 2018)")
     input: CliVariadicArg[tuple[str, ...]] = Field(description="native files, folders or globs")
+    limit: int | None = Field(
+        None, ge=1, description="measure only this many records (squad: questions) at the start"
+    )
     max_new_tokens: int = Field(128, ge=1, description="longest answer in tokens")
+    script: Literal["simplified", "original"] | None = Field(
+        None,
+        description="squad: convert passages, questions and answers to simplified characters, or "
+        "leave them as they are (default: simplified)",
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.source != SQUAD and not self.checkpoint:
+            lines.append("--checkpoint: is required (only --source squad has trivial lines alone)")
+        if self.source != SQUAD and self.script:
+            lines.append("--script is for --source squad: other sources are asked as they are")
+        if not self.checkpoint and self.predictions:
+            lines.append("--predictions has the answers of a model: give --checkpoint RUN")
+        return lines
 
 
 class RepetitionOptions(AnswerOptions):

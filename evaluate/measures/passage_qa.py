@@ -13,15 +13,16 @@ import numpy as np
 
 from common.errors import UserError
 from common.machine import resolve_device
-from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation
+from evaluate.answers import answer_resumably
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.base import ModelAnswer
-from evaluate.kinds.conversations import Question, answer_questions, extract_questions
+from evaluate.kinds.conversations import Question, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.repetition import is_looping
 from evaluate.options import PassageQAOptions
+from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 
@@ -36,16 +37,13 @@ NOT_MENTIONED = re.compile(
 
 
 def run_passage_qa(options: PassageQAOptions) -> None:
-    """Ask a checkpoint questions about passages; report the result."""
-    report_result(evaluate_passage_qa(options), options.json_file, options.predictions)
-
-
-def evaluate_passage_qa(options: PassageQAOptions) -> EvalResult:
-    """Answer all questions with the right passage and with a control passage, and compare.
+    """Ask a checkpoint all questions with the right and with a control passage; report the result.
 
     Raises UserError if the records have fewer than two different passages, or if no question fits
     the model's context.
     """
+    # `PassageQAOptions.find_conflicts` requires it.
+    assert options.checkpoint is not None
     device = resolve_device(options.device)
     records = read_usable_records(options.source, options.input, conversations.KIND, options.limit)
     with_passage = [record for record in records if record.reference]
@@ -53,27 +51,30 @@ def evaluate_passage_qa(options: PassageQAOptions) -> EvalResult:
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
     question_pairs = pair_with_control_passages(with_passage, " ".join(options.input))
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    answer_pairs = _generate_answers(options, loaded, question_pairs)
-    all_rows = []
-    for questions, answers in zip(question_pairs, answer_pairs, strict=True):
-        right_question, control_question = questions
-        right_answer, control_answer = answers
-        row = _build_row(right_question, control_question, right_answer, control_answer)
-        all_rows.append(row)
-    rows = drop_unanswered(all_rows, options.input)
-    metrics = _compute_metrics(rows)
-    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-    headline = (
-        f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, "
-        f"at most {options.max_new_tokens} tokens"
-    )
-    return EvalResult(
-        lines=[headline, *_format_report(metrics, rows)],
-        metrics={"measured": run_label, "records": len(with_passage), **metrics},
-        provenance=loaded.provenance,
-        rows=rows,
-        device=device,
-    )
+    output = options.json_file or options.predictions
+    depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
+    with partial_results(output, depends_on) as results:
+        answer_pairs = _generate_answers(options, loaded, results, question_pairs)
+        all_rows = [
+            _build_row(*questions, *answers)
+            for questions, answers in zip(question_pairs, answer_pairs, strict=True)
+        ]
+        rows = drop_unanswered(all_rows, options.input)
+        metrics = _compute_metrics(rows)
+        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+        headline = (
+            f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, "
+            f"at most {options.max_new_tokens} tokens"
+        )
+        result = EvalResult(
+            lines=[headline, *_format_report(metrics, rows)],
+            metrics={"measured": run_label, "records": len(with_passage), **metrics},
+            provenance=loaded.provenance,
+            rows=rows,
+            device=device,
+        )
+        # Here, so that the answers are kept if a file cannot be written.
+        report_result(result, options.json_file, options.predictions)
 
 
 def pair_with_control_passages(
@@ -139,23 +140,24 @@ def locate_answer(question: Question) -> str:
 def _generate_answers(
     options: PassageQAOptions,
     loaded: LoadedCheckpoint,
+    results: PartialResults,
     question_pairs: Sequence[tuple[Question, Question]],
 ) -> list[tuple[ModelAnswer | None, ModelAnswer | None]]:
     """Return the answers to each pair of questions; None if the prompt does not fit the context."""
-    with progress_bar("answering", 2 * len(question_pairs), "answers") as bar:
-        # First all questions with the right passage, then all with the control passage.
-        right, control = (
-            answer_questions(
-                loaded.model,
-                loaded.tokenizer,
-                loaded.template,
-                questions,
-                max_new_tokens=options.max_new_tokens,
-                batch=options.batch,
-                on_progress=bar.update,
-            )
-            for questions in zip(*question_pairs, strict=True)
+    # First all questions with the right passage, then all with the control passage.
+    right, control = (
+        answer_resumably(
+            results,
+            label,
+            loaded,
+            questions,
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
         )
+        for label, questions in zip(
+            ("right passage", "wrong passage"), zip(*question_pairs, strict=True), strict=True
+        )
+    )
     return list(zip(right, control, strict=True))
 
 

@@ -249,8 +249,9 @@ def test_questions_exceeding_context_are_skipped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint: is required\n--source: is required\n--input: is required"),
+        ([], "--source: is required\n--input: is required"),
         (["--checkpoint", "x"], "--source: is required"),
+        (["--source", "redgpt", "--input", "README.md"], "--checkpoint: is required"),
         (
             ["--checkpoint", "x", "--source", "csl", "--input", "README.md"],
             "this measures conversations",

@@ -1,0 +1,1 @@
+"""Maths by number: arithmetic and word problems, generated or read from files."""

@@ -1,0 +1,73 @@
+"""Exact match and F1 of answers and gold answers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluate.metrics.gold_answers import exact_match, overlap_f1, split_tokens
+
+# As the evaluation script of CMRC 2018 lists it.
+PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』"
+TEXTS = st.text(alphabet="张三的 aB1２.,，。-·《》é%\n", max_size=14)
+
+
+def tokens_by_definition(text: str) -> list[str]:
+    """Return the tokens, character by character."""
+    kept = "".join(char for char in text.lower().strip() if char not in PUNCTUATION)
+    tokens: list[str] = []
+    kinds: list[str] = []
+    for place, char in enumerate(kept):
+        kind = "letter" if char.isalpha() else "number" if char.isdigit() else "other"
+        if "一" <= char <= "\u9fa5":
+            kind = "chinese"
+        # A separator belongs to the digits on both sides.
+        if char in ".," and kinds[-1:] == ["number"] and kept[place + 1 : place + 2].isdigit():
+            kind = "number"
+        if kind in ("letter", "number") and kinds and kinds[-1] == kind:
+            tokens[-1] += char
+        else:
+            tokens.append(char)
+            kinds.append(kind)
+    return [token for token in tokens if token.strip()]
+
+
+def f1_by_definition(prediction: str, answers: list[str]) -> float:
+    """Return the best F1, with the longest common run by dynamic programming."""
+    scores = [0.0]
+    for answer in answers:
+        first, second = tokens_by_definition(prediction), tokens_by_definition(answer)
+        runs = np.zeros((len(first) + 1, len(second) + 1))
+        for row, left in enumerate(first, 1):
+            for column, right in enumerate(second, 1):
+                runs[row, column] = runs[row - 1, column - 1] + 1 if left == right else 0
+        # 2 / (1 / precision + 1 / recall), written as one fraction.
+        scores.append(2 * runs.max() / max(len(first) + len(second), 1))
+    return max(scores)
+
+
+@pytest.mark.slow
+@given(prediction=TEXTS, answers=st.lists(TEXTS, max_size=3))
+def test_f1_is_that_of_the_definition(prediction: str, answers: list[str]) -> None:
+    """Prevents another overlap, other tokens, or another answer than the best."""
+    assert split_tokens(prediction) == tokens_by_definition(prediction)
+    assert overlap_f1(prediction, answers) == pytest.approx(f1_by_definition(prediction, answers))
+
+
+def test_f1_counts_the_longest_run_and_not_all_that_is_shared() -> None:
+    """Prevents SQuAD's F1, which would be higher for an answer in pieces."""
+    # Shared are 北京大学, in runs of two: SQuAD's F1 would be 8 / 9.
+    assert overlap_f1("北京的大学", ["北京大学"]) == pytest.approx(4 / 9)
+    assert overlap_f1("1786年", ["1786 年"]) == 1
+    assert overlap_f1("17年", ["1786年"]) == 0.5
+    # Tokens that are frequent in a long answer count as well.
+    assert overlap_f1("天" + "山水" * 150, ["山水" * 150]) == pytest.approx(600 / 601)
+
+
+def test_exact_match_ignores_case_and_the_punctuation_of_the_script() -> None:
+    """Prevents a right answer from being wrong for a full stop, and 3.5 from being 35."""
+    assert exact_match("《本草纲目》。", ["李时珍", "本草纲目"])
+    assert exact_match("iPhone", ["IPHONE"])
+    assert not exact_match("35", ["3.5"])
+    assert not exact_match("本草", ["本草纲目"])
+    assert not exact_match("答", [])

@@ -19,7 +19,7 @@ from evaluate.tournament.json_rows import (
 
 # Bounds for files that are not trusted: the time of the intervals grows with the number of battles,
 # and the memory of the bootstrap with the square of the number of models.
-MAX_BATTLES = 100_000
+MAX_BATTLES = 50_000
 MAX_MODELS = 50
 WINNERS = ("model_a", "model_b", "tie")
 _EXPECTED_LINE = (

@@ -10,7 +10,7 @@ START = 1000.0
 SCALE = 400.0
 BASE = 10.0
 # Numbers of shuffled orders that are in memory at a time.
-_MAX_NUMBERS = 1 << 22
+_MAX_NUMBERS = 1 << 25
 
 
 def compute_elo(games: Games) -> np.ndarray:
@@ -26,7 +26,8 @@ def elo_interval(games: Games, seed: int) -> np.ndarray:
     ratings = []
     for start in range(0, NUM_RESAMPLES, block_size):
         num_orders = min(block_size, NUM_RESAMPLES - start)
-        in_sequence = np.broadcast_to(np.arange(num_games), (num_orders, num_games))
+        games_in_sequence = np.arange(num_games, dtype=np.int32)
+        in_sequence = np.broadcast_to(games_in_sequence, (num_orders, num_games))
         ratings.append(_play(games, generator.permuted(in_sequence, axis=1)))
     return np.percentile(np.concatenate(ratings), INTERVAL_PERCENTILES, axis=0)
 

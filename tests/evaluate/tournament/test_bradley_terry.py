@@ -58,6 +58,23 @@ def test_hopeless_chain_is_finite() -> None:
     assert np.isfinite(ratings).all() and (np.diff(ratings) < -100).all()
 
 
+def test_contradictory_wins_are_solved() -> None:
+    """Whole Newton steps, which on these numbers end in a singular matrix."""
+    wins = np.zeros((7, 7))
+    for row, column, count in (
+        *((0, 2, 1), (0, 3, 1), (0, 4, 10), (0, 6, 100), (1, 0, 1), (1, 5, 1), (2, 1, 100)),
+        *((2, 3, 10_000), (3, 5, 100), (3, 6, 10_000), (4, 2, 1), (4, 5, 1000), (5, 1, 10_000)),
+        *((6, 1, 1), (6, 2, 1), (6, 5, 1000)),
+    ):
+        wins[row, column] = count
+    strengths = fit_bradley_terry(wins) / POINTS
+    # At the maximum every model has as many wins as expected.
+    wins += (1 - np.eye(7)) / 42
+    expected = (wins + wins.T) / (1 + np.exp(strengths[None, :] - strengths[:, None]))
+    np.fill_diagonal(expected, 0)
+    assert expected.sum(1) == pytest.approx(wins.sum(1))
+
+
 @pytest.mark.slow
 def test_batch_equals_single_fits() -> None:
     """Resamples that influence each other."""

@@ -156,7 +156,9 @@ def test_single_battle_is_rated(write_lines: WriteLines) -> None:
     assert (loser["model"], loser["elo"]["rating"]) == ("x", 984)
     assert "y won every comparison" in printed and "x lost every comparison" in printed
     ties = write_lines("t.jsonl", vote(1, "x", "y", "tie"), vote(1, "y", "x", "tie"))
-    assert rate(ties)[0]["first_place"]["j"]["questions"] == 0
+    figures, _ = rate(ties)
+    assert figures["first_place"]["j"]["questions"] == 0
+    assert [model["elo"]["rating"] for model in figures["models"]] == [1000, 1000]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ FAULTS = {
     "no choice": Response(200, b'{"choices": []}'),
     "nested": Response(200, b"[" * 100_000),
     "number": Response(200, b'{"choices": [{"message": {"content": 7}}]}'),
-    "huge": Response(200, b"x" * (5 << 20)),
+    "huge": Response(200, GOOD.replace(b"7 5", b"7 5" + b" " * (5 << 20))),
 }
 
 

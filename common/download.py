@@ -264,11 +264,11 @@ def _request_once(
         requests.exceptions.InvalidSchema,
         requests.exceptions.InvalidURL,
     ) as error:
-        raise _UrlFailed(_summarize_error(error)) from None
+        raise _UrlFailed(summarize_error(error)) from None
     except requests.ConnectionError as error:
-        raise _ConnectionFailed(_summarize_error(error)) from None
+        raise _ConnectionFailed(summarize_error(error)) from None
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise _RetryableError(_summarize_error(error)) from None
+        raise _RetryableError(summarize_error(error)) from None
 
 
 def _parse_response_range(
@@ -405,7 +405,7 @@ def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
     fsync(target.parent)
 
 
-def _summarize_error(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """Return the root cause of an exception of `requests` on one line, cut to 160 characters."""
     cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
     # The errors of urllib3 hold the underlying one in `reason`.

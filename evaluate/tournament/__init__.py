@@ -1,0 +1,1 @@
+"""A tournament of models: answers to the same questions, compared in pairs, and rated."""

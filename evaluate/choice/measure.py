@@ -116,18 +116,16 @@ def _score_requests(
         chunk_size=CHUNK_QUESTIONS,
     )
     priors = [request.without_question for request in requests]
-    without_question = [None] * len(requests)
-    if any(prior is not None for prior in priors):
-        # One request for each set of options, because equal ones are scored once.
-        without_question = results.compute(
-            "options alone",
-            [prior for prior in priors if prior is not None],
-            score,
-            chunk_size=CHUNK_QUESTIONS,
-        )
+    # Either all requests have one without the question or, for letters, none.
+    without_question: Sequence[list[float] | None] = results.compute(
+        "options alone",
+        [prior for prior in priors if prior is not None],
+        score,
+        chunk_size=CHUNK_QUESTIONS,
+    ) or [None] * len(requests)
     rows = []
     for question, scores, prior in zip(questions, with_question, without_question, strict=True):
-        row = {
+        row: Row = {
             "subject": question.subject,
             "question": question.question,
             "options": list(question.options),

@@ -8,7 +8,7 @@ from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation, Record
 from data.sources import SOURCES
-from evaluate.kinds.base import Commands, KindEvaluation, ModelAnswer
+from evaluate.kinds.base import RULES_COMMAND, Commands, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
@@ -43,6 +43,14 @@ class ConversationEvaluation(KindEvaluation):
             commands["passage_qa"] = ["evaluate.passage_qa", *model_options, *test_options]
         commands["repetition"] = ["evaluate.repetition", *model_options, *test_options]
         return commands
+
+    def generated_commands(self, model_options: list[str]) -> Commands:
+        """Return evaluate.rules, by likelihood, and evaluate.maths on plain arithmetic."""
+        maths = ["evaluate.maths", "--source", "arithmetic", "--difficulty", "2", "--count", "100"]
+        return {
+            "rules": [*RULES_COMMAND, *model_options],
+            "maths": [*maths, *model_options],
+        }
 
     def generate_answers(
         self,

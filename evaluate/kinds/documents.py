@@ -11,7 +11,7 @@ from data.kinds import documents
 from data.records import Document
 from data.shards import ShardSet
 from evaluate.input_records import iter_usable_records
-from evaluate.kinds.base import CheckpointScore, Commands, KindEvaluation
+from evaluate.kinds.base import RULES_COMMAND, CheckpointScore, Commands, KindEvaluation
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_blocks
 from model.tokenizer.base import Tokenizer
@@ -114,6 +114,10 @@ class DocumentEvaluation(KindEvaluation):
         if not is_fine_tuned:
             commands["trigram"] = ["evaluate.trigram", *data_options]
         return commands
+
+    def generated_commands(self, model_options: list[str]) -> Commands:
+        """Return evaluate.rules, by likelihood: a pretrained model answers no questions."""
+        return {"rules": [*RULES_COMMAND, *model_options]}
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[np.ndarray]:

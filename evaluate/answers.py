@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, answer_questions
 from evaluate.load_model import LoadedCheckpoint
+from evaluate.model_answer import ModelAnswer
 from evaluate.partial_results import PartialResults
 
 Item = TypeVar("Item")

@@ -13,10 +13,13 @@ from common.progress import progress_bar
 from data.kinds.base import RecordKind
 from data.records import Record
 from data.shards import ShardSet
+from data.sources.base import LetterCase
 from data.stored_records import RecordList, Records
 from evaluate.input_records import read_usable_records
+from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import LMScore, score_examples
+from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 
 # Length in tokens of the rows that answers are scored in, unless the model was trained on shorter
@@ -40,16 +43,6 @@ class CheckpointScore:
     method: str
     score: LMScore
     counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """An answer of a model."""
-
-    text: str
-    num_tokens: int
-    has_eos: bool  # whether it ended by <eos>, rather than at the maximum length
-    is_truncated: bool = False  # whether the prompt has only the beginning of the article
 
 
 class KindEvaluation:
@@ -175,6 +168,16 @@ class KindEvaluation:
         implement this method. `batch` answers are decoded together.
         """
         raise NotImplementedError
+
+    def question_set(
+        self, label: str, records: Sequence[Record], case: LetterCase
+    ) -> QuestionSet | None:
+        """Return one question about each record, none of them twice, to ask several checkpoints.
+
+        Returns None if the records have none, as by default. `label` says where they are from, and
+        `case` is the letter case that ROUGE of their source is counted in.
+        """
+        return None
 
     def strip_answer(self, template: Template, text: str) -> str:
         """Return an answer without a lead-in such as 总结如下：, if the kind has lead-ins."""

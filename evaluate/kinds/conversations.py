@@ -1,20 +1,28 @@
 """Measure a checkpoint on conversations: loss on the answers, and generated answers."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
 
 from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation, Record
 from data.sources import SOURCES
-from evaluate.kinds.base import RULES_COMMAND, Commands, KindEvaluation, ModelAnswer
+from data.sources.base import LetterCase
+from evaluate.kinds.base import RULES_COMMAND, Commands, KindEvaluation
+from evaluate.kinds.question_sets import Measure, QuestionSet
 from evaluate.load_model import LoadedCheckpoint
+from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+
+EXACT = Measure("exact", "exact answers", is_rate=True, is_quality=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,67 @@ class Question:
     answer: str  # the true answer
     passage: str  # the reference of the conversation, which may be empty
     system: str = ""  # the system text of the conversation
+
+
+@dataclass(frozen=True)
+class ChatQuestions(QuestionSet):
+    """Questions of conversations, or without a true answer."""
+
+    questions: tuple[Question, ...]
+
+    @property
+    def _have_passages(self) -> bool:
+        """Return whether exact answers can be expected: all questions are about a passage."""
+        return all(question.passage and question.answer for question in self.questions)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Add exact answers, if the questions are about passages."""
+        return (EXACT, *super().measures) if self._have_passages else super().measures
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the questions."""
+        return [question.question for question in self.questions]
+
+    @property
+    def references(self) -> list[str] | None:
+        """Return the true answers, if all questions have one."""
+        answers = [question.answer.strip() for question in self.questions]
+        return answers if all(answers) else None
+
+    def generate(
+        self, loaded: LoadedCheckpoint, chunk: Sequence[Any], max_new_tokens: int, batch: int
+    ) -> Sequence[ModelAnswer | None]:
+        """See `QuestionSet`."""
+        return answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            chunk,
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+        )
+
+    def score(self, answers: Sequence[ModelAnswer]) -> dict[str, np.ndarray]:
+        """Add exact answers: equal to the true one except for white space around it."""
+        scores = super().score(answers)
+        if self._have_passages:
+            is_exact = [
+                answer.text.strip() == question.answer.strip()
+                for answer, question in zip(answers, self.questions, strict=True)
+            ]
+            scores[EXACT.key] = np.array(is_exact, np.float64)
+        return scores
+
+    def trivial_scores(self) -> dict[str, str]:
+        """Return the rate of the most frequent true answer."""
+        if not self._have_passages:
+            return {}
+        counts = Counter(question.answer.strip() for question in self.questions)
+        [(_, count)] = counts.most_common(1)
+        rate = count / len(self.questions)
+        return {EXACT.key: f"{EXACT.format_mean(rate)} (most frequent answer)"}
 
 
 class ConversationEvaluation(KindEvaluation):
@@ -51,6 +120,17 @@ class ConversationEvaluation(KindEvaluation):
             "rules": [*RULES_COMMAND, *model_options],
             "maths": [*maths, *model_options],
         }
+
+    def question_set(
+        self, label: str, records: Sequence[Record], case: LetterCase
+    ) -> QuestionSet | None:
+        """Return the first question of each conversation: a later one depends on it."""
+        questions = dict.fromkeys(
+            question
+            for record in records
+            for question in extract_questions(cast(Conversation, record))[:1]
+        )
+        return ChatQuestions(label, tuple(questions)) if questions else None
 
     def generate_answers(
         self,

@@ -1,20 +1,64 @@
 """Measure a checkpoint on documents: loss on every token, in fixed windows of the text."""
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from common.errors import UserError
 from common.progress import progress_bar
 from data.kinds import documents
-from data.records import Document
+from data.records import Document, Record
 from data.shards import ShardSet
+from data.sources.base import LetterCase
 from evaluate.input_records import iter_usable_records
 from evaluate.kinds.base import RULES_COMMAND, CheckpointScore, Commands, KindEvaluation
+from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_blocks
+from evaluate.model_answer import ModelAnswer
+from model.decode.batch_generate import generate_batch
+from model.decode.generate import max_prompt_tokens
 from model.tokenizer.base import Tokenizer
+
+# Length of the beginning of a text that a model continues.
+BEGINNING_CHARACTERS = 16
+
+
+@dataclass(frozen=True)
+class TextBeginnings(QuestionSet):
+    """Beginnings of texts, which the model continues."""
+
+    questions: tuple[str, ...]
+    question_name = "beginning"
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the beginnings."""
+        return list(self.questions)
+
+    def generate(
+        self, loaded: LoadedCheckpoint, chunk: Sequence[Any], max_new_tokens: int, batch: int
+    ) -> Sequence[ModelAnswer | None]:
+        """See `QuestionSet`."""
+        prompts = [documents.KIND.encode_prompt(loaded.tokenizer, text) for text in chunk]
+        max_tokens = max_prompt_tokens(loaded.model.trained_context, max_new_tokens)
+        fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
+        decoded = generate_batch(
+            loaded.model,
+            [prompts[index] for index in fitting],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch,
+        )
+        answers: list[ModelAnswer | None] = [None] * len(prompts)
+        for index, answer in zip(fitting, decoded, strict=True):
+            answers[index] = ModelAnswer(
+                loaded.tokenizer.decode(answer.ids),
+                len(answer.ids),
+                has_eos=answer.reached_stop_id,
+            )
+        return answers
 
 
 class DocumentEvaluation(KindEvaluation):
@@ -114,6 +158,16 @@ class DocumentEvaluation(KindEvaluation):
         if not is_fine_tuned:
             commands["trigram"] = ["evaluate.trigram", *data_options]
         return commands
+
+    def question_set(
+        self, label: str, records: Sequence[Record], case: LetterCase
+    ) -> QuestionSet | None:
+        """Return the beginnings of longer documents."""
+        texts = [cast(Document, record).text.strip() for record in records]
+        beginnings = dict.fromkeys(
+            text[:BEGINNING_CHARACTERS] for text in texts if len(text) > BEGINNING_CHARACTERS
+        )
+        return TextBeginnings(label, tuple(beginnings)) if beginnings else None
 
     def generated_commands(self, model_options: list[str]) -> Commands:
         """Return evaluate.rules, by likelihood: a pretrained model answers no questions."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
 
 from common.errors import UserError
 from common.progress import progress_bar
@@ -15,14 +17,86 @@ from data.batching.summary_prompts import (
 )
 from data.kinds import summaries
 from data.records import Record, Summary
-from evaluate.kinds.base import Commands, KindEvaluation, ModelAnswer
+from data.sources.base import LetterCase
+from evaluate.kinds.base import Commands, KindEvaluation
+from evaluate.kinds.question_sets import Measure, QuestionSet
 from evaluate.load_model import LoadedCheckpoint
+from evaluate.metrics.baselines import first_sentence
+from evaluate.metrics.rouge import ROUGE_VARIANTS, compute_rouge
+from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.decode.logits_processors import LogitsProcessor
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+
+ROUGE = tuple(
+    Measure(f"rouge_{variant}", f"ROUGE-{variant.upper()} F", is_quality=variant == "1")
+    for variant in ROUGE_VARIANTS
+)
+
+
+@dataclass(frozen=True)
+class SummaryQuestions(QuestionSet):
+    """Articles whose title is asked for."""
+
+    questions: tuple[Summary, ...]
+    case: LetterCase
+    """The letter case that ROUGE is counted in."""
+    question_name = "article"
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Add ROUGE."""
+        return (*ROUGE, *super().measures)
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the articles."""
+        return [record.article for record in self.questions]
+
+    @property
+    def references(self) -> list[str]:
+        """Return the true titles."""
+        return [record.title for record in self.questions]
+
+    def generate(
+        self, loaded: LoadedCheckpoint, chunk: Sequence[Any], max_new_tokens: int, batch: int
+    ) -> Sequence[ModelAnswer | None]:
+        """See `QuestionSet`. A long article is cut to the context."""
+        return summarize_articles(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            [record.article for record in chunk],
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+        )
+
+    def score(self, answers: Sequence[ModelAnswer]) -> dict[str, np.ndarray]:
+        """Add ROUGE F on characters."""
+        return super().score(answers) | self._rouge([answer.text for answer in answers])
+
+    def trivial_scores(self) -> dict[str, str]:
+        """Return the ROUGE of the first sentence of each article."""
+        sentences = [
+            first_sentence(record.article, record.title, self.case) for record in self.questions
+        ]
+        return {
+            key: f"{values.mean():.4f} (first sentence)"
+            for key, values in self._rouge(sentences).items()
+        }
+
+    def _rouge(self, predictions: Sequence[str]) -> dict[str, np.ndarray]:
+        scores = [
+            compute_rouge(prediction, reference, case=self.case)
+            for prediction, reference in zip(predictions, self.references, strict=True)
+        ]
+        return {
+            measure.key: np.array([score[variant].f for score in scores])
+            for measure, variant in zip(ROUGE, ROUGE_VARIANTS, strict=True)
+        }
 
 
 class SummaryEvaluation(KindEvaluation):
@@ -69,6 +143,13 @@ class SummaryEvaluation(KindEvaluation):
                 on_progress=bar.update,
             )
         return list(zip(articles, answers, strict=True))
+
+    def question_set(
+        self, label: str, records: Sequence[Record], case: LetterCase
+    ) -> QuestionSet | None:
+        """Return the requests for the titles."""
+        articles = dict.fromkeys(cast(Summary, record) for record in records)
+        return SummaryQuestions(label, tuple(articles), case) if articles else None
 
     def strip_answer(self, template: Template, text: str) -> str:
         """Return a title without its lead-in, if the template has lead-ins."""

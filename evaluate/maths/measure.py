@@ -7,7 +7,6 @@ from typing import Any
 
 from common.machine import resolve_device
 from evaluate.answers import answer_resumably
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.maths.numbers import last_number
@@ -15,6 +14,7 @@ from evaluate.maths.options import GENERATED, MathsOptions
 from evaluate.maths.problems import Problem
 from evaluate.maths.sources import load_problems
 from evaluate.metrics.proportion import Proportion
+from evaluate.model_answer import ModelAnswer
 from evaluate.partial_results import partial_results
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result

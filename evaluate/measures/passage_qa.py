@@ -17,10 +17,10 @@ from data.kinds import conversations
 from data.records import Conversation
 from evaluate.answers import answer_resumably
 from evaluate.input_records import read_usable_records
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.repetition import is_looping
+from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt

@@ -8,9 +8,10 @@ from data.kinds import find_kind, kind_names
 from data.sources import find_source
 from evaluate.input_records import read_usable_records
 from evaluate.kinds import find_evaluation
-from evaluate.kinds.base import KindEvaluation, ModelAnswer
+from evaluate.kinds.base import KindEvaluation
 from evaluate.load_model import load_checkpoint
 from evaluate.metrics.repetition import is_looping, measure_repetition
+from evaluate.model_answer import ModelAnswer
 from evaluate.options import RepetitionOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result

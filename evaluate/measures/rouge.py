@@ -15,7 +15,6 @@ from data.shards import load_run_shard_set
 from data.sources import find_source
 from data.sources.base import LetterCase
 from evaluate.input_records import read_usable_records
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion, answer_title_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.baselines import BASELINES
@@ -25,6 +24,7 @@ from evaluate.metrics.rouge_table import (
     describe_method,
     scorer_versions,
 )
+from evaluate.model_answer import ModelAnswer
 from evaluate.options import RougeOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields

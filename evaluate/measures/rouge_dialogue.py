@@ -31,7 +31,6 @@ from data.batching.summary_prompts import (
 )
 from data.records import Summary
 from data.sources.base import LetterCase
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion
 from evaluate.load_model import load_checkpoint
 from evaluate.measures.rouge import (
@@ -52,6 +51,7 @@ from evaluate.metrics.rouge_drop import (
     summarize_flags,
 )
 from evaluate.metrics.rouge_table import CASE_LABELS, scorer_versions
+from evaluate.model_answer import ModelAnswer
 from evaluate.options import DIALOGUE_PHRASING_RECORDS, DIALOGUE_RECORDS, RougeOptions
 from evaluate.result import EvalResult, Row, report_result
 from model.chat_template.template import Template

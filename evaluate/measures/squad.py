@@ -15,7 +15,6 @@ from data.records import BadRecord
 from data.sources.squad import PassageQuestion, iter_passages
 from data.sources.wikipedia import to_simplified
 from evaluate.answers import answer_resumably
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.measures.passage_qa import NOT_MENTIONED
@@ -23,6 +22,7 @@ from evaluate.metrics.gold_answers import exact_match, overlap_f1
 from evaluate.metrics.passage_baselines import longest_number_or_name, most_similar_sentence
 from evaluate.metrics.proportion import Proportion
 from evaluate.metrics.repetition import is_looping
+from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt

@@ -14,11 +14,11 @@ from common.errors import UserError
 from common.files import check_manifest, read_json
 from common.run_layout import list_steps, step_folder
 from evaluate.answers import generate_resumably
-from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import load_checkpoint
+from evaluate.model_answer import ModelAnswer
 from evaluate.partial_results import PartialResults
 from evaluate.watch.options import WatchOptions
-from evaluate.watch.question_sets import QuestionSet
 from model.checkpoint import locate
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
-from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.question_sets import Measure, QuestionSet
 from evaluate.metrics.proportion import Proportion
 from evaluate.metrics.rouge import bootstrap_mean_interval
+from evaluate.model_answer import ModelAnswer
 from evaluate.watch.checkpoint_answers import StepAnswers
 from evaluate.watch.declines import (
     MIN_QUESTIONS,
@@ -21,7 +22,6 @@ from evaluate.watch.declines import (
     find_decline,
     find_falling_pairs,
 )
-from evaluate.watch.question_sets import Measure, QuestionSet
 
 Figure = dict[str, float]
 

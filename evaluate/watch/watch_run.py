@@ -7,13 +7,14 @@ from typing import Any
 from common.errors import UserError
 from common.machine import resolve_device
 from common.run_layout import RESULTS_DIR, RUN_FILE, WATCH_NAME, list_steps
+from evaluate.kinds.question_sets import QuestionSet
 from evaluate.partial_results import partial_results
 from evaluate.report.write import write_page
 from evaluate.result import EvalResult, report_result
 from evaluate.watch.checkpoint_answers import answer_steps, read_earlier_answers
 from evaluate.watch.options import WatchOptions
 from evaluate.watch.page import build_page
-from evaluate.watch.question_sets import QuestionSet, load_question_sets
+from evaluate.watch.question_sets import load_question_sets
 from evaluate.watch.result import SetResult, WatchResult, build_result, read_validation_losses
 from model.checkpoint import locate
 

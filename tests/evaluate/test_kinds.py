@@ -70,7 +70,8 @@ KIND = CorrectionKind()
 """
 EVALUATE_HALF = """
 from data.kinds.corrections import KIND
-from evaluate.kinds.base import KindEvaluation, ModelAnswer
+from evaluate.kinds.base import KindEvaluation
+from evaluate.model_answer import ModelAnswer
 
 
 class CorrectionEvaluation(KindEvaluation):

@@ -96,7 +96,7 @@ def test_mixture_predictions_are_written_separately(
     sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
     written = [
-        after(arguments, "--predictions") for arguments in ran if arguments[0] == "evaluate.rouge"
+        after(arguments, "--predictions") for arguments in ran if "--predictions" in arguments
     ]
     assert len(set(written)) == 2
     assert written == [
@@ -110,17 +110,21 @@ def test_each_pretraining_dataset_has_a_trigram_baseline(
     """Prevents a pretraining mixture without baselines, and replay with one."""
     sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
+    # The rules are of no set: they are asked for once.
     assert [arguments[0] for arguments in ran] == [
-        "evaluate.perplexity",
-        "evaluate.trigram",
-    ] * 2 + ["evaluate.report"]
-    assert [after(arguments, "--data") for arguments in ran[:-1]] == [
+        *["evaluate.perplexity", "evaluate.trigram"] * 2,
+        "evaluate.rules",
+        "evaluate.report",
+    ]
+    assert [after(arguments, "--data") for arguments in ran[:-2]] == [
         str(each) for each in sets for _ in range(2)
     ]
     assert [Path(after(arguments, "--json")).name for arguments in ran[:-1]] == [
-        f"{what}-{name}.json"
-        for name in ("wikipedia", "zhihu")
-        for what in ("perplexity", "trigram")
+        "perplexity-wikipedia.json",
+        "trigram-wikipedia.json",
+        "perplexity-zhihu.json",
+        "trigram-zhihu.json",
+        "rules.json",
     ]
 
 
@@ -149,7 +153,8 @@ def test_dataset_without_validation_split_is_skipped(
             PrepareOptions(workers=1, validation=0),
         )
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
-    assert [arguments[0] for arguments in ran] == ["evaluate.report"]
+    rules = ["evaluate.rules"] if kind == "text" else []
+    assert [arguments[0] for arguments in ran] == [*rules, "evaluate.report"]
     assert "has no validation split" in capsys.readouterr().out
 
 
@@ -165,13 +170,19 @@ def test_options_are_forwarded_to_every_evaluation(
         "evaluate.perplexity",
         "evaluate.rouge",
         "evaluate.repetition",
+        "evaluate.rouge",
         "evaluate.perplexity",
     ]
+    assert [Path(after(arguments, "--json")).name for arguments in ran[1:4]] == [
+        "rouge-sample-csl.json",
+        "repetition-sample-csl.json",
+        "rouge-dialogue-sample-csl.json",
+    ]
     # A limit of text counts tokens; a file of answers needs no model.
-    assert ["--limit" in arguments for arguments in ran] == [True, True, False, False]
-    assert all(after(arguments, "--limit") == "5" for arguments in ran[:2])
+    assert ["--limit" in arguments for arguments in ran] == [True, True, False, True, False]
+    assert all(after(ran[index], "--limit") == "5" for index in (0, 1, 3))
     for option in ("--device", "--quantize"):
-        assert [option in arguments for arguments in ran] == [True, True, False, True]
+        assert [option in arguments for arguments in ran] == [True, True, False, True, True]
     assert report[0] == "evaluate.report"
     for limit in (0, -1):
         with pytest.raises(UserError, match=f"--limit: '{limit}' is not valid"):
@@ -217,3 +228,17 @@ def test_step_folder_is_evaluated_like_its_run(
     ):
         with pytest.raises(UserError, match=f"{other} {message}"):
             measure("--checkpoint", other)
+
+
+def test_checkpoints_are_watched_if_a_run_keeps_several(
+    shard_set: Path, tmp_path: Path, measure: Measure
+) -> None:
+    """Prevents a comparison of one checkpoint with itself, and one that runs on another device."""
+    run = make_run(tmp_path / "run", shard_set)
+    watched = []
+    for step in (3, 7):
+        (folder := run / "checkpoints" / f"step-{step:08}").mkdir(parents=True)
+        write_manifest(folder, {"step": step})
+        ran = measure("--checkpoint", run, "--device", "cpu")
+        watched.append([arguments for arguments in ran if arguments[0] == "evaluate.watch"])
+    assert watched == [[], [["evaluate.watch", str(run), "--device", "cpu"]]]

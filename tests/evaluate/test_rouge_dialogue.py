@@ -12,11 +12,11 @@ import torch
 from common.errors import UserError
 from data.batching.summary_prompts import ALL_REQUESTS, LEAD_INS, sample_requests, summary_prompt
 from evaluate import rouge
-from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.summaries import TitleQuestion, answer_title_questions
 from evaluate.measures import rouge as rouge_measure
 from evaluate.measures.rouge_dialogue import CHAT_TURNS
 from evaluate.metrics.rouge import compute_rouge
+from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer

@@ -11,17 +11,12 @@ from common.files import write_checksummed_json
 from common.options import validate_options
 from data.prepare.options import PrepareOptions
 from data.shards import ShardSet
-from evaluate.kinds.base import ModelAnswer
-from evaluate.kinds.conversations import Question
+from evaluate.kinds.conversations import EXACT, ChatQuestions, Question
+from evaluate.kinds.documents import BEGINNING_CHARACTERS, TextBeginnings
+from evaluate.kinds.summaries import SummaryQuestions
+from evaluate.model_answer import ModelAnswer
 from evaluate.watch.options import WatchOptions
-from evaluate.watch.question_sets import (
-    BEGINNING_CHARACTERS,
-    EXACT,
-    ChatQuestions,
-    SummaryQuestions,
-    TextBeginnings,
-    load_question_sets,
-)
+from evaluate.watch.question_sets import load_question_sets
 from tests.helpers.prepare import prepare_source
 
 SAMPLES = {

@@ -32,8 +32,9 @@ def export_tokenizer(
 ) -> None:
     """Write HF_TOKENIZER_FILES into a folder.
 
-    `chat_template` is Jinja source; `model_max_length` is in tokens. The exported tokenizer adds no
-    bos to a text.
+    `chat_template` is Jinja source; `model_max_length` is in tokens. As Llama's, the exported
+    tokenizer puts bos before a text unless `add_special_tokens=False`; a rendered chat template
+    has its own, and transformers encodes it without.
     """
     definition = json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n"
     write_atomic(folder / HF_TOKENIZER_FILES[0], definition)
@@ -78,7 +79,7 @@ def build_tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "added_tokens": added_tokens,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE},
         "pre_tokenizer": None,
-        "post_processor": None,
+        "post_processor": _build_post_processor(tokenizer),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -99,6 +100,24 @@ def build_tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             "vocab": {_token_text(piece): index for index, piece in enumerate(tokenizer.pieces)},
             "merges": list(_iter_merges(tokenizer)),
         },
+    }
+
+
+def _build_post_processor(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Return the rule that puts bos before a text, and before each text of a pair."""
+    bos = _token_text(tokenizer.pieces[tokenizer.bos_id])
+
+    def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": bos, "type_id": type_id}},
+            {"Sequence": {"id": name, "type_id": type_id}},
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": [*sequence("A", 0), *sequence("B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
     }
 
 

@@ -32,8 +32,38 @@ def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
         hidden = torch.randn(rows, 64, generator=generator)
         hidden[:, 0] = 0.0
         expected = (hidden.double() @ model.lm_head.weight.double().T).argmax(-1)
-        assert torch.equal(argmax_filter.argmax(hidden), expected)
+        assert torch.equal(argmax_filter.argmax(hidden)[0], expected)
         assert torch.equal(LMHead(model.lm_head).argmax(hidden), expected)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "screened"), [(False, True), (True, True), (False, False)], ids=str
+)
+def test_clear_ids_lead_by_the_margin(quantized: bool, screened: bool) -> None:
+    """Prevents an id that counts as clear although a filtered one is as likely, or never does."""
+    generator = torch.Generator().manual_seed(1)
+    model = random_llama(vocab_size=2000)
+    with torch.no_grad():
+        weight = torch.randn(1000, 64, generator=generator)
+        near = weight + torch.randn(1000, 64, generator=generator) * 1e-3
+        model.lm_head.weight.copy_(torch.cat([weight, near]))
+    if quantized:
+        quantize_int8(model)
+    head = LMHead(model.lm_head)
+    # More rows than the filter takes use all logits.
+    hidden = torch.randn(16 if screened else 17, 64, generator=generator)
+    ids, is_clear = head.clear_argmax(hidden, 0.01)
+    logits = hidden.double() @ model.lm_head.weight.double().T
+    best = logits.topk(2)
+    assert torch.equal(is_clear, best.values[:, 0] - best.values[:, 1] > 0.01)
+    assert 0 < int(is_clear.sum()) < len(hidden)
+    assert torch.equal(ids[is_clear], best.indices[is_clear, 0])
+    assert screened == (head._argmax_filter is not None)
+    # Equal logits, and logits that are not finite, are never clear.
+    assert not head.clear_argmax(torch.zeros_like(hidden), 0.0)[1].any()
+    hidden[0] = torch.nan
+    hidden[1] = torch.inf
+    assert not head.clear_argmax(hidden, 0.0)[1][:2].any()
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -247,13 +247,41 @@ def test_near_ties_are_chosen_by_decode_steps(
     assert num_repeated > 1, "no tie was met after a draft"
 
 
-def test_overflow_in_a_draft_is_not_that_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_ties_are_chosen_from_the_cache_of_decode_steps(without_drafts: Callable[..., Any]) -> None:
+    """Prevents a tie decided by keys and values that a pass over many positions has rounded."""
+    model = random_llama(stop_weight=0.0)
+    with torch.no_grad():
+        weight = model.lm_head.weight
+        weight[150:] = weight[:150]
+        # Of the ids below 150 the second half has no equal.
+        weight[225:] *= 0.5
+    num_compared = 0
+    for prompt in repeating_prompts(6):
+        stepped, drafted = PrefixCache(model, 96), PrefixCache(model, 96)
+        options: dict[str, Any] = {"max_new_tokens": 70}
+        expected = without_drafts(model, prompt, GREEDY, prefix_cache=stepped, **options)
+        answer = answer_and_reason(model, prompt, GREEDY, prefix_cache=drafted, **options)
+        assert answer == expected
+        last_tie = max(index for index, token_id in enumerate(answer[0]) if token_id < 75)
+        positions = slice(len(prompt) + last_tie)
+        # Bit by bit.
+        storages = [each._cache.storage[..., positions, :] for each in (stepped, drafted)]
+        assert torch.equal(*storages)
+        num_compared += last_tie
+    assert num_compared > 200
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLINGS["drawn"]], ids=["greedy", "drawn"])
+def test_overflow_in_a_draft_is_not_that_of_the_answer(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prevents an answer that ends with an error because of ids that it does not have."""
     model = counting_llama()
     with torch.no_grad():
         model.model.embed_tokens.weight[250] = torch.nan
     monkeypatch.setattr(PromptLookup, "draft", lambda self, limit: [self._ids[-1] + 1, 250][:limit])
-    assert list(generate(model, [1, 100], GREEDY, max_new_tokens=20)) == list(range(101, 121))
+    assert list(generate(model, [1, 100], sampling, max_new_tokens=20)) == list(range(101, 121))
     # The same id is an error of the answer where the model chooses it.
     with pytest.raises(FloatingPointError, match="position 8"):
-        list(generate(model, [1, 244], GREEDY, max_new_tokens=20))
+        list(generate(model, [1, 244], sampling, max_new_tokens=20))

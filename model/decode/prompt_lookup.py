@@ -8,8 +8,8 @@ pass (Saxena 2023, "Prompt Lookup Decoding"; speculative decoding, Leviathan et 
 from collections import Counter
 from collections.abc import Sequence
 
-# A draft is looked up by the last three ids, or else by fewer, and is longer after three. A pass
-# over more positions takes longer, which a wrong draft does not repay.
+# A draft is looked up by the last three ids, or else by fewer. It is longer if the prompt has all
+# three. A pass over more positions takes longer, which a wrong draft does not repay.
 _NGRAM_SIZE = 3
 MAX_DRAFT_TOKENS = 7
 _SHORT_DRAFT_TOKENS = 3
@@ -22,6 +22,7 @@ class PromptLookup:
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._ids: list[int] = []
+        self._prompt_length = len(prompt)
         # The position after the first occurrence of an n-gram: of three ids anywhere, of two in the
         # prompt, and of one that the prompt has only once. Fewer ids in common with the answer
         # itself, or with a frequent id, are mostly followed by something else.
@@ -48,16 +49,16 @@ class PromptLookup:
 
     def draft(self, max_tokens: int) -> list[int]:
         """Return a guess of at most `max_tokens` next ids; empty if there is no good one."""
-        length = MAX_DRAFT_TOKENS
         position = self._position_after.get(tuple(self._ids[-_NGRAM_SIZE:]))
+        is_long = position is not None and position < self._prompt_length
         if position is None and self._num_wrong_drafts < _MAX_WRONG_DRAFTS:
-            length = _SHORT_DRAFT_TOKENS
             for size in range(_NGRAM_SIZE - 1, 0, -1):
                 position = self._position_after.get(tuple(self._ids[-size:]))
                 if position is not None:
                     break
         if position is None:
             return []
+        length = MAX_DRAFT_TOKENS if is_long else _SHORT_DRAFT_TOKENS
         draft = self._ids[position : position + min(length, max_tokens)]
         if draft:
             self._drafted_id = draft[0]

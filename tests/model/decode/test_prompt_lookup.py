@@ -40,13 +40,13 @@ def test_drafts_follow_the_first_match_of_most_ids() -> None:
         lookup.append(token_id)
         assert lookup.draft(9) == expected
     assert lookup.draft(2) == [9, 4] and lookup.draft(0) == []
-    # The answer repeats itself: two ids are no match, three are.
+    # The answer repeats itself: two ids are no match, three are, for a short draft.
     lookup = PromptLookup([1])
-    for token_id in (5, 6, 7, 5, 6):
+    for token_id in (5, 6, 7, 8, 9, 5, 6):
         lookup.append(token_id)
     assert lookup.draft(9) == []
     lookup.append(7)
-    assert lookup.draft(9) == [5, 6, 7]
+    assert lookup.draft(9) == [8, 9, 5]
     assert PromptLookup([]).draft(3) == []
 
 

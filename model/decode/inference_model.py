@@ -1,13 +1,14 @@
 """The model that decoding runs: the fast path if it supports the architecture, else `Llama`.
 
-An `InferenceModel` is a snapshot of a model's weights with the two operations of generation:
+An `InferenceModel` is a snapshot of a model's weights with the operations of generation:
 
     prefill       process whole prompts and fill the KV cache
     decode_step   process one more id of every row
+    extend        process several more ids of a single row
 
-Both return the final hidden state of the last position, from which `head` computes logits or the
-most likely id. Shapes: R rows, T new positions, S positions in the cache after the call, D hidden
-size, V vocabulary.
+They return final hidden states, of the last position or of all that `extend` processed, from which
+`head` computes logits or the most likely ids. Shapes: R rows, T new positions, S positions in the
+cache after the call, D hidden size, V vocabulary.
 """
 
 from typing import Protocol
@@ -53,6 +54,12 @@ class InferenceModel(Protocol):
         defaults to all positions in the cache. Advances the cache's length by one.
         """
 
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Process ids[T] after those in a cache of one row; return hidden[T, D] of all of them.
+
+        Equal to T calls of `decode_step`, up to rounding. Advances the cache's length by T.
+        """
+
 
 class CachedLlama:
     """`Llama`'s own forward pass over its KV cache, for architectures outside the fast path."""
@@ -85,6 +92,14 @@ class CachedLlama:
         if positions is not None:
             positions = positions[:, None]
         return self.prefill(ids[:, None], cache, positions, mask)
+
+    @torch.inference_mode()
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """See `InferenceModel.extend`."""
+        mask = cache.causal_mask(len(ids)) if len(ids) > 1 else None
+        hidden = self._body(ids[None], None, mask, cache)[0]
+        cache.length += len(ids)
+        return hidden
 
 
 def inference_model(model: Llama) -> InferenceModel:

@@ -69,9 +69,18 @@ class KVCache:
         # of the cache would be freed only when Python's garbage collector runs.
         return LayerKVCache(self, index)
 
+    def causal_mask(self, num_new: int) -> Tensor:
+        """Return which positions each of T = `num_new` new ones may attend to, bool[1, 1, T, S].
+
+        These are all filled ones, and the new ones up to itself.
+        """
+        stop = self.length + num_new
+        mask = torch.ones(1, 1, num_new, stop, dtype=torch.bool, device=self.storage.device)
+        return mask.tril_(self.length)
+
     @cached_property
     def _flat_views(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return views of the whole storage, made once, that `next_position_views` narrows.
+        """Return views of the whole storage, made once, that `next_views` narrows.
 
         Keys and values as complex pairs [L, 2, R, K, capacity, d / 2]; keys transposed
         [L, R * K, d, capacity]; values [L, R * K, capacity, d].
@@ -80,17 +89,19 @@ class KVCache:
         keys, values = self.storage.flatten(2, 3).unbind(1)
         return pairs, keys.mT, values
 
-    def next_position_views(self) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
-        """Return three views per layer of an fp32 cache, for a decode step of one position.
+    def next_views(
+        self, num_positions: int
+    ) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
+        """Return three views per layer of an fp32 cache, for a step of T = `num_positions`.
 
-        The first is where the new keys and values are written, complex[2, R, K, d / 2]: complex,
+        The first is where the new keys and values are written, complex[2, R, K, T, d / 2]: complex,
         because RoPE multiplies pairs of dimensions as complex numbers, for which PyTorch needs
-        fp32. The others include the new position: keys, transposed [R * K, d, length + 1], and
-        values [R * K, length + 1, d].
+        fp32. The others include the new positions: keys, transposed [R * K, d, length + T], and
+        values [R * K, length + T, d].
         """
         # [L, 2, R, K, capacity, d / 2], [L, R * K, d, capacity] and [L, R * K, capacity, d].
         pairs, keys, values = self._flat_views
-        new_length = self.length + 1
+        new_length = self.length + num_positions
         # Leave out allocated rows that are not in use. Skipped if there are none, because each view
         # costs time in every step.
         if self.batch_size < pairs.shape[2]:
@@ -99,7 +110,7 @@ class KVCache:
             keys = keys.narrow(1, 0, heads)
             values = values.narrow(1, 0, heads)
         return (
-            pairs.select(4, self.length).unbind(),
+            pairs.narrow(4, self.length, num_positions).unbind(),
             keys.narrow(3, 0, new_length).unbind(),
             values.narrow(2, 0, new_length).unbind(),
         )

@@ -83,10 +83,11 @@ class Int8ArgmaxFilter:
             bound = torch.maximum(bound, errors.max())
         return float(bound)
 
-    def argmax(self, hidden: Tensor) -> Tensor | None:
-        """Return the argmax of the logits of hidden[R, D], int64[R].
+    def argmax(self, hidden: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor] | None:
+        """Return the argmax of the logits of hidden[R, D], int64[R], and whether it is clear.
 
-        Returns None if too many candidates pass the filter or the logits are not finite.
+        It is clear, bool[R], if all other logits are lower by more than `margin`. Returns None if
+        too many candidates pass the filter or the logits are not finite.
         """
         packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._int8_weight, self._scale)
         _exclude(packed_logits, self._unused_ids)
@@ -95,10 +96,11 @@ class Int8ArgmaxFilter:
         block_maxima = blocks.amax(2)
         max_logit = block_maxima.amax(1)
         hidden_norm = torch.linalg.vector_norm(hidden, dim=1)
-        # The exact maximum is at least max_logit - rounding - error. A logit that reaches this has
-        # an approximate value of at least max_logit - rounding - 2 * error - rounding.
+        # The exact maximum is at least max_logit - rounding - error. A logit that is lower by
+        # `margin` at most has an approximate value of at least
+        # max_logit - rounding - 2 * error - margin - rounding.
         threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR)
-        threshold.sub_(hidden_norm, alpha=2 * self._max_error)
+        threshold.sub_(hidden_norm, alpha=2 * self._max_error).sub_(margin)
         # The sum is not finite if any term is not.
         if not math.isfinite(float(threshold.sum())):
             return None
@@ -110,24 +112,30 @@ class Int8ArgmaxFilter:
         rows = block_rows[candidate_blocks]
         ids = offsets.add_(block_numbers[candidate_blocks], alpha=self._block_size)
         if len(ids) == len(hidden):
-            return ids  # one candidate per row, in the order of rows
+            # One candidate per row, in the order of rows.
+            return ids, torch.ones_like(ids, dtype=torch.bool)
         if len(ids) > _MAX_CANDIDATES_PER_ROW * len(hidden):
             return None
-        return self._best_candidates(hidden, rows, ids)
+        return self._best_candidates(hidden, rows, ids, margin)
 
-    def _best_candidates(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return the candidate id with the highest exact logit of each row of hidden, int64[R].
+    def _best_candidates(
+        self, hidden: Tensor, rows: Tensor, ids: Tensor, margin: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the candidate id with the highest exact logit per row, and whether it is clear.
 
-        `hidden` is [R, D]. Candidate i of n is the id ids[i] for row rows[i], both int64[n]. Of
-        equal logits the lowest id wins, as in `torch.argmax`.
+        `hidden` is [R, D], and both results [R]. Candidate i of n is the id ids[i] for row rows[i],
+        both int64[n]. Of equal logits the lowest id wins, as in `torch.argmax`.
         """
         logits = torch.linalg.vecdot(self._weight_rows(ids), hidden[rows])
         best_logits = logits.new_full((len(hidden),), -torch.inf)
         best_logits.scatter_reduce_(0, rows, logits, "amax")
-        is_best = logits == best_logits[rows]
+        deficits = best_logits[rows] - logits
+        is_best = deficits == 0
         # Start above every id, so that the minimum is that of the candidates.
         best_ids = ids.new_full((len(hidden),), len(self._int8_weight))
-        return best_ids.scatter_reduce_(0, rows[is_best], ids[is_best], "amin")
+        best_ids.scatter_reduce_(0, rows[is_best], ids[is_best], "amin")
+        num_close = rows[deficits <= margin].bincount(minlength=len(hidden))
+        return best_ids, num_close == 1
 
     def _weight_rows(self, ids: Tensor) -> Tensor:
         """Return the rows of the head's matrix for ids[n], fp32[n, D]."""
@@ -166,16 +174,39 @@ class LMHead:
     @torch.no_grad()
     def argmax(self, hidden: Tensor) -> Tensor:
         """Return the ids with the highest logits for hidden[R, D], int64[R]."""
+        filtered = self._filter_argmax(hidden, margin=0.0)
+        return self.logits(hidden).argmax(-1) if filtered is None else filtered[0]
+
+    @torch.no_grad()
+    def clear_argmax(self, hidden: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """Return the ids with the highest logits, int64[R], and whether they are clear, bool[R].
+
+        An id is clear if its logit is finite and all others are lower by more than `margin`; one
+        that is not may be another than that of `argmax`.
+        """
+        filtered = self._filter_argmax(hidden, margin)
+        return clear_argmax(self.logits(hidden), margin) if filtered is None else filtered
+
+    def _filter_argmax(self, hidden: Tensor, margin: float) -> tuple[Tensor, Tensor] | None:
+        """Return `Int8ArgmaxFilter.argmax`, or None if it gives no result or cannot be used."""
         linear: Any = self._linear
         is_filterable = is_plain_linear(linear) or isinstance(linear, Int8Linear)
         # The error bound holds for fp32 hidden states.
-        if is_filterable and hidden.dtype == torch.float32 and can_use_int8_kernel(hidden):
-            if self._argmax_filter is None:
-                self._argmax_filter = Int8ArgmaxFilter(linear, self._unused_ids)
-            ids = self._argmax_filter.argmax(hidden)
-            if ids is not None:
-                return ids
-        return self.logits(hidden).argmax(-1)
+        if not is_filterable or hidden.dtype != torch.float32 or not can_use_int8_kernel(hidden):
+            return None
+        if self._argmax_filter is None:
+            self._argmax_filter = Int8ArgmaxFilter(linear, self._unused_ids)
+        return self._argmax_filter.argmax(hidden, margin)
+
+
+def clear_argmax(logits: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Return the ids of the highest of logits[R, V], int64[R], and whether they are clear, bool[R].
+
+    An id is clear if its logit is finite and all others are lower by more than `margin`.
+    """
+    values, ids = logits.topk(2)
+    is_clear = values[:, 0].isfinite() & (values[:, 0] - values[:, 1] > margin)
+    return ids[:, 0], is_clear
 
 
 def _exclude(logits: Tensor, unused_ids: Tensor | None) -> Tensor:

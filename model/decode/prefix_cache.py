@@ -35,29 +35,26 @@ class PrefixCache:
         num_reused = min(_common_prefix_length(self._ids, ids), len(ids) - 1)
         # The list is cut before the model runs and extended after it, so that after an interruption
         # (Ctrl-C) it never names an id whose keys and values are not in the cache.
-        del self._ids[num_reused:]
-        self._cache.length = num_reused
+        self.truncate(num_reused)
         new_ids = torch.tensor([ids[num_reused:]], device=self._device)
-        hidden = self._model.prefill(new_ids, self._cache, mask=self._mask(num_reused, len(ids)))
+        # Without cached positions the default, causal attention, is right; a single new position
+        # may attend to all others.
+        needs_mask = num_reused > 0 and new_ids.shape[1] > 1
+        mask = self._cache.causal_mask(new_ids.shape[1]) if needs_mask else None
+        hidden = self._model.prefill(new_ids, self._cache, mask=mask)
         self._ids += ids[num_reused:]
         return hidden
 
-    def decode_step(self, token_id: int) -> Tensor:
-        """Process one more id of the sequence; return its hidden[1, D]."""
-        hidden = self._model.decode_step(torch.tensor([token_id], device=self._device), self._cache)
-        self._ids.append(token_id)
+    def extend(self, ids: list[int]) -> Tensor:
+        """Process n more ids of the sequence in one pass; return hidden[n, D] of all of them."""
+        hidden = self._model.extend(torch.tensor(ids, device=self._device), self._cache)
+        self._ids += ids
         return hidden
 
-    def _mask(self, num_reused: int, length: int) -> Tensor | None:
-        """Return the mask of the new positions, bool[1, 1, new, length], or None if not needed."""
-        num_new = length - num_reused
-        # Without cached positions the default, causal attention, is right; a single new position
-        # may attend to all others.
-        if num_reused == 0 or num_new == 1:
-            return None
-        # New position i attends to the reused ones and to the new ones up to itself.
-        mask = torch.ones(1, 1, num_new, length, dtype=torch.bool, device=self._device)
-        return mask.tril(num_reused)
+    def truncate(self, length: int) -> None:
+        """Remove all ids of the sequence after the first `length`."""
+        del self._ids[length:]
+        self._cache.length = length
 
 
 def _common_prefix_length(first: list[int], second: list[int]) -> int:

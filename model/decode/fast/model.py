@@ -48,6 +48,8 @@ _IMPLEMENTED_FIELDS = frozenset(
         "bos_token_id",
         "eos_token_id",
         "more_stop_ids",
+        # Says how the weights began, which changes nothing here.
+        "reading_heads",
     }
 )
 
@@ -73,6 +75,7 @@ class FastModel:
         config, body = model.config, model.model
         head_sizes = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self._num_kv_heads = config.num_key_value_heads
+        self._heads_per_group = config.num_attention_heads // config.num_key_value_heads
         self._embed = body.embed_tokens
         self._norm = InferenceRMSNorm(body.norm)
         self._layers = [
@@ -131,15 +134,35 @@ class FastModel:
             rotation = self._rotations[cache.length : cache.length + 1]
         else:
             rotation = self._rotations[positions]
+        rotation = rotation.unsqueeze(1)
         bias = None if mask is None else self._attention_bias(mask, rows)
         x = self._embed(ids)
         if self._can_prepare_step:
-            hidden = self._prepared_step(rows).run(x, rotation, bias, cache)
+            hidden = self._prepared_step(rows, 1).run(x, rotation, bias, cache)
         else:
             for index, layer in enumerate(self._layers):
-                x = layer.decode_step(x, rotation.unsqueeze(1), bias, cache.layer(index))
+                x = layer.decode_step(x, rotation, bias, cache.layer(index))
             hidden = self._norm(x)
         cache.length += 1
+        return hidden
+
+    @torch.inference_mode()
+    def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """See `model.decode.inference_model.InferenceModel.extend`."""
+        start, length = cache.length, len(ids)
+        if length == 1:
+            return self.decode_step(ids, cache)
+        rotation = self._rotations[start : start + length]
+        x = self._embed(ids)
+        if self._can_prepare_step:
+            step, bias = self._prepared_step(1, length), self._causal_bias(start, length)
+            hidden = step.run(x, rotation.view(1, 1, length, -1), bias, cache)
+        else:
+            mask = cache.causal_mask(length)
+            for index, layer in enumerate(self._layers):
+                x = layer.prefill(x, 1, rotation, mask, cache.layer(index))
+            hidden = self._norm(x)
+        cache.length += length
         return hidden
 
     def _attention_bias(self, mask: Tensor, rows: int) -> Tensor:
@@ -148,10 +171,23 @@ class FastModel:
         length = mask.shape[-1]
         return bias[:, 0].expand(rows, self._num_kv_heads, length).reshape(-1, 1, length)
 
-    def _prepared_step(self, rows: int) -> PreparedDecodeStep:
-        """Return this thread's prepared step; prepare a new one if the number of rows changed."""
-        step: PreparedDecodeStep | None = getattr(self._thread_local, "step", None)
-        if step is None or step.batch_size != rows:
-            step = PreparedDecodeStep(self._layers, self._norm, rows)
-            self._thread_local.step = step
-        return step
+    def _causal_bias(self, start: int, length: int) -> Tensor:
+        """Return the addend of the scores of T = `length` positions after `start` others.
+
+        It is 0 or -inf, [1, T * H / K, S], for the query heads that share a key-value head.
+        """
+        bias = torch.full((length, start + length), -torch.inf).triu_(start + 1)
+        return bias[:, None].expand(-1, self._heads_per_group, -1).reshape(1, -1, start + length)
+
+    def _prepared_step(self, rows: int, num_positions: int) -> PreparedDecodeStep:
+        """Return this thread's prepared step for these numbers; prepare it if there is none.
+
+        Those for another number of rows are dropped.
+        """
+        steps: dict[int, PreparedDecodeStep] = getattr(self._thread_local, "steps", {})
+        if not steps or self._thread_local.rows != rows:
+            steps = self._thread_local.steps = {}
+            self._thread_local.rows = rows
+        if num_positions not in steps:
+            steps[num_positions] = PreparedDecodeStep(self._layers, self._norm, rows, num_positions)
+        return steps[num_positions]

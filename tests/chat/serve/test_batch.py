@@ -13,6 +13,7 @@ from chat.terminal.session import Session
 from model.decode.generate import generate
 from model.decode.inference_model import inference_model
 from model.decode.lm_head import LMHead
+from model.decode.prompt_lookup import PromptLookup
 from model.decode.sampling import Sampling
 from model.interop.hf_import import import_hf
 from tests.chat.serve.conftest import (
@@ -118,6 +119,8 @@ def test_same_ids_are_the_same_text_in_server_and_chat(
     assert tokenizer.decode_bytes(ids).decode() == " " + text
     answers = iter([*ids, tokenizer.eos_id] * 3)
     monkeypatch.setattr(LMHead, "argmax", lambda *_: torch.tensor([next(answers)]))
+    # One id at a time, as `answers` gives them.
+    monkeypatch.setattr(PromptLookup, "draft", lambda *_: [])
     session = Session(loaded_model, GREEDY, max_new_tokens=40, seed=0)
     prompt = session.build_prompt("问")
     assert "".join(session.stream_answer(prompt)) == text

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import LlamaConfig
+from model.config import PRESETS, LlamaConfig, config_from_preset
 from model.decode.batch_generate import generate_batch
 from model.decode.fast.model import FastModel, is_supported
 from model.decode.generate import generate
@@ -36,7 +36,12 @@ def test_hidden_states_match_training_forward(shape: str, dtype: torch.dtype, bu
         expected_logits = model(ids)[0, 29:].float()
     inference = build(model)
     hidden = [inference.prefill(ids[:, :30], cache)]
-    hidden += [inference.decode_step(ids[:, index], cache) for index in range(30, 40)]
+    hidden += [inference.decode_step(ids[:, index], cache) for index in range(30, 33)]
+    # Several positions at once, then a single one, then several again.
+    hidden += [
+        inference.extend(ids[0, start:stop], cache)
+        for start, stop in ((33, 36), (36, 37), (37, 40))
+    ]
     assert cache.length == 40
     # bf16 has 8 bits, and every operation of a layer rounds.
     tolerance = 2e-5 if dtype == torch.float32 else 0.15
@@ -107,6 +112,8 @@ def test_every_present_config_takes_the_fast_path() -> None:
     """Prevents a new default or field that moves all models to the slow path without notice."""
     for shape in SHAPES.values():
         assert isinstance(inference_model(random_llama(**shape)), FastModel)
+    for name in PRESETS:
+        assert is_supported(config_from_preset(name, 300))
 
 
 @dataclass(frozen=True)

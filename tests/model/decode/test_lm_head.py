@@ -32,8 +32,42 @@ def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
         hidden = torch.randn(rows, 64, generator=generator)
         hidden[:, 0] = 0.0
         expected = (hidden.double() @ model.lm_head.weight.double().T).argmax(-1)
-        assert torch.equal(argmax_filter.argmax(hidden), expected)
+        assert torch.equal(argmax_filter.argmax(hidden)[0], expected)
         assert torch.equal(LMHead(model.lm_head).argmax(hidden), expected)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "screened"), [(False, True), (True, True), (False, False)], ids=str
+)
+# Small beside the error of the filter, and large beside it.
+@pytest.mark.parametrize(("margin", "distance"), [(0.01, 1e-3), (2.0, 0.2)])
+def test_clear_ids_lead_by_the_margin(
+    margin: float, distance: float, quantized: bool, screened: bool
+) -> None:
+    """Prevents an id that counts as clear although a filtered one is as likely, or never does."""
+    generator = torch.Generator().manual_seed(1)
+    model = random_llama(vocab_size=2000)
+    with torch.no_grad():
+        weight = torch.randn(1000, 64, generator=generator)
+        near = weight + torch.randn(1000, 64, generator=generator) * distance
+        model.lm_head.weight.copy_(torch.cat([weight, near]))
+    if quantized:
+        quantize_int8(model)
+    head = LMHead(model.lm_head)
+    # More rows than the filter takes use all logits.
+    hidden = torch.randn(16 if screened else 17, 64, generator=generator)
+    ids, is_clear = head.clear_argmax(hidden, margin)
+    logits = hidden.double() @ model.lm_head.weight.double().T
+    best = logits.topk(2)
+    assert torch.equal(is_clear, best.values[:, 0] - best.values[:, 1] > margin)
+    assert 0 < int(is_clear.sum()) < len(hidden)
+    assert torch.equal(ids[is_clear], best.indices[is_clear, 0])
+    assert screened == (head._argmax_filter is not None)
+    # Equal logits, and logits that are not finite, are never clear.
+    assert not head.clear_argmax(torch.zeros_like(hidden), 0.0)[1].any()
+    hidden[0] = torch.nan
+    hidden[1] = torch.inf
+    assert not head.clear_argmax(hidden, 0.0)[1][:2].any()
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -74,7 +108,9 @@ def test_non_finite_logits_bypass_the_filter() -> None:
     with torch.no_grad():
         head.weight[7] = 1e38
     # Finite hidden states and weights can overflow in their product.
-    assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), 1e3)) is None
+    hidden = torch.full((2, 64), 1e3)
+    assert Int8ArgmaxFilter(head).argmax(hidden) is None
+    assert not LMHead(head).clear_argmax(hidden, 0.0)[1].any()
 
 
 def test_a_head_with_bias_is_called_as_it_is() -> None:

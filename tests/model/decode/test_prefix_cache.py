@@ -52,7 +52,7 @@ def test_only_new_ids_are_processed(monkeypatch: pytest.MonkeyPatch) -> None:
     prefix_cache.prefill(list(range(1, 31)))
     prefix_cache.prefill([*range(1, 31), 77, 78])
     prefix_cache.prefill([*range(1, 21), 79])
-    prefix_cache.decode_step(80)
+    prefix_cache.extend([80])
     prefix_cache.prefill([*range(1, 21), 79, 80, 81])
     assert lengths == [30, 2, 1, 1]
 

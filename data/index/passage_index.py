@@ -31,6 +31,10 @@ INDEX_FILE = "index.json"
 MAX_INDEX_FILE_BYTES = 1 << 30
 K1 = 1.2
 B = 0.75
+# The share of a segment's passages from which on a token is frequent.
+_FREQUENT_SHARE = 1 / 8
+# How many times as long looking up a passage among postings takes as adding a posting to a score.
+_LOOKUP_COST = 4
 
 
 class UnknownQueryError(UserError):
@@ -108,7 +112,7 @@ class PassageIndex:
         Of equal scores the passage that was added first comes first. Raises UnknownQueryError if no
         passage has any token of the query.
         """
-        tokens, repeats = np.unique(self._tokenize(query), return_counts=True)
+        tokens, repeats = np.unique(self._tokenize([query])[0], return_counts=True)
         spans = [segment.find_postings(tokens) for segment in self._segments]
         frequencies = sum(
             (stops - starts for starts, stops in (span.T for span in spans)),
@@ -120,26 +124,48 @@ class PassageIndex:
             )
         idf = np.log1p((self._num_passages - frequencies + 0.5) / (frequencies + 0.5))
         weights = (repeats * idf).astype(np.float32)
+        # Rare tokens first: those of most passages then matter to few of them.
+        order = np.argsort(frequencies, kind="stable")
         # (score, minus number of the segment, minus that of the passage): the largest are best.
         best: list[tuple[float, int, int]] = []
-        for index in range(len(self._segments)):
-            scores = self._score(index, spans[index], weights)
-            numbers = np.flatnonzero((scores > 0) & (scores >= _kth_largest(scores, k)))
+        for index, segment_spans in enumerate(spans):
+            threshold = best[k - 1][0] if len(best) == k else 0.0
+            scores = self._score(index, segment_spans[order], weights[order], threshold)
+            numbers = np.flatnonzero((scores > 0) & (scores >= threshold))
+            numbers = numbers[scores[numbers] >= _kth_largest(scores[numbers], k)]
             found = zip(scores[numbers].tolist(), numbers.tolist(), strict=True)
             ranked = [(score, -index, -number) for score, number in found]
             best = heapq.nlargest(k, best + ranked)
         return [self._hit(score, -index, -number) for score, index, number in best]
 
-    def _score(self, index: int, spans: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return the scores of all passages of a segment, float32[n]."""
+    def _score(
+        self, index: int, spans: np.ndarray, weights: np.ndarray, threshold: float
+    ) -> np.ndarray:
+        """Return the scores of the passages of a segment, float32[n].
+
+        A score below `threshold` may be too low: frequent tokens are looked up only in passages
+        that can still reach it (Turtle and Flood 1995, "Query evaluation: strategies and
+        optimizations").
+        """
         segment, saturation = self._segments[index], self._saturations[index]
         scores = np.zeros(len(segment), np.float32)
-        for (start, stop), weight in zip(spans.tolist(), weights, strict=True):
-            if start < stop:
-                numbers, counts = segment.read_postings(start, stop)
-                frequencies = counts.astype(np.float32)
-                # A passage is not twice among the postings of a token.
-                scores[numbers] += weight * frequencies / (frequencies + saturation[numbers])
+        # No more than the weights of the tokens that are left is added to a score.
+        bounds = np.cumsum(weights[::-1])[::-1]
+        for (start, stop), weight, bound in zip(spans.tolist(), weights, bounds, strict=True):
+            if start == stop:
+                continue
+            numbers, counts = segment.read_postings(start, stop)
+            # Less than the threshold, because sums of float32 are rounded.
+            least = 0.9999 * threshold - bound
+            if least > 0 and len(numbers) > len(segment) * _FREQUENT_SHARE:
+                candidates = np.flatnonzero(scores >= least).astype(np.uint16)
+                if len(candidates) < len(numbers) / _LOOKUP_COST:
+                    places = np.searchsorted(numbers, candidates).clip(max=len(numbers) - 1)
+                    places = places[numbers[places] == candidates]
+                    numbers, counts = numbers[places], counts[places]
+            frequencies = counts.astype(np.float32)
+            # A passage is not twice among the postings of a token.
+            scores[numbers] += weight * frequencies / (frequencies + saturation[numbers])
         return scores
 
     def _hit(self, score: float, index: int, number: int) -> Hit:

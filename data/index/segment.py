@@ -14,7 +14,6 @@ on how many passages of all have the token, and on their mean length.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from data.prepare.dedup import text_digest
 # The number of a passage and a token fill 64 bits.
 MAX_PASSAGES = 1 << 16
 _NUMBER_BITS = 64 - TOKEN_BITS
+# Passages that are tokenized at a time.
+_CHUNK_PASSAGES = 256
 # What np.load raises for a file that is missing or has a damaged header.
 _LOAD_ERRORS = (OSError, ValueError, EOFError, SyntaxError, OverflowError)
 
@@ -67,19 +68,21 @@ def write_segment(
 
 def dump_passages(passages: Sequence[Passage]) -> list[bytes]:
     """Return the lines of `passages.jsonl`."""
-    return [orjson.dumps(asdict(passage)) + b"\n" for passage in passages]
+    return [orjson.dumps(passage) + b"\n" for passage in passages]
 
 
 def _count_tokens(
     passages: Sequence[Passage], tokenize: Tokenize
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the tokens of each passage, int32[n], and the arrays of the postings by name."""
-    lengths = np.zeros(len(passages), np.int32)
     occurrences = []
-    for number, passage in enumerate(passages):
-        tokens = tokenize(passage.titled_text)
-        lengths[number] = len(tokens)
-        occurrences.append((tokens << np.uint64(_NUMBER_BITS)) | np.uint64(number))
+    lengths = [np.zeros(0, np.int32)]
+    for start in range(0, len(passages), _CHUNK_PASSAGES):
+        texts = [passage.titled_text for passage in passages[start : start + _CHUNK_PASSAGES]]
+        tokens, numbers = tokenize(texts)
+        lengths.append(np.bincount(numbers, minlength=len(texts)).astype(np.int32))
+        owners = (start + numbers).astype(np.uint64)
+        occurrences.append((tokens << np.uint64(_NUMBER_BITS)) | owners)
     # Sorted in place, the occurrences of a token are side by side, those in one passage too.
     packed = np.concatenate([np.zeros(0, np.uint64), *occurrences])
     occurrences.clear()
@@ -89,7 +92,7 @@ def _count_tokens(
     packed = packed[starts]
     tokens = packed >> np.uint64(_NUMBER_BITS)
     token_starts = _run_starts(tokens)
-    return lengths, {
+    return np.concatenate(lengths), {
         "tokens": tokens[token_starts],
         "posting_offsets": np.append(token_starts, len(tokens)),
         "postings": packed.astype(np.uint16),  # the lowest bits

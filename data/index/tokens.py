@@ -13,15 +13,16 @@ Case, width and traditional characters do not matter.
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data.prepare.clean import character_classes
 from data.sources.wikipedia import simplified_converter
 
-# Returns the tokens of a text in order, uint64[n], each below 2 ** TOKEN_BITS.
-Tokenize = Callable[[str], np.ndarray]
+# Returns the tokens of several texts, uint64[n], each below 2 ** TOKEN_BITS, and the number of the
+# text that each is in, int64[n]; in any order.
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 TOKEN_BITS = 48
 _CODE_POINT_BITS = 21
@@ -30,22 +31,24 @@ _CHINESE, _LETTER, _DIGIT = 1, 2, 3  # of `character_classes`
 _FOLD_STOP = 0x20000
 
 
-def character_tokens(text: str) -> np.ndarray:
-    """Return Chinese characters, pairs of them and other words of a text, uint64[n]."""
-    points = _fold_points(text)
+def character_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return Chinese characters, pairs of them and other words of texts; see `Tokenize`."""
+    # The line ends between texts are in no word or pair.
+    points = _fold_points("\n".join(texts))
+    owners = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])[: len(points)]
     classes = character_classes()[points]
     is_chinese = classes == _CHINESE
-    points64 = points.astype(np.uint64)
     is_pair = is_chinese[:-1] & is_chinese[1:]
-    pairs = (points64[:-1][is_pair] << np.uint64(_CODE_POINT_BITS)) | points64[1:][is_pair]
     is_word = (classes == _LETTER) | (classes == _DIGIT)
-    # Where a word begins or ends: the characters before and after the text are of none.
-    edges = np.flatnonzero(np.diff(is_word, prepend=False, append=False))
+    # Where a word begins or ends.
+    edges = np.flatnonzero(np.diff(is_word, prepend=False, append=False)).reshape(-1, 2)
     encoded = points.tobytes()
-    words = [
-        hash_token(encoded[4 * start : 4 * stop]) for start, stop in edges.reshape(-1, 2).tolist()
-    ]
-    return np.concatenate([points64[is_chinese], pairs, np.array(words, dtype=np.uint64)])
+    words = [hash_token(encoded[4 * start : 4 * stop]) for start, stop in edges.tolist()]
+    wide = points.astype(np.uint64)
+    pairs = (wide[:-1][is_pair] << np.uint64(_CODE_POINT_BITS)) | wide[1:][is_pair]
+    tokens = np.concatenate([wide[is_chinese], pairs, np.array(words, dtype=np.uint64)])
+    numbers = [owners[is_chinese], owners[:-1][is_pair], owners[edges[:, 0]]]
+    return tokens, np.concatenate(numbers)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -79,18 +82,15 @@ def _fold_table() -> np.ndarray:
     OpenCC would look at the characters beside it.
     """
     table = np.arange(0x110000, dtype="<u4")
+    simplified_points = table.copy()
     for code in range(_FOLD_STOP):
         folded = unicodedata.normalize("NFKC", chr(code)).lower()
         if len(folded) == 1:
             table[code] = ord(folded)
-    chinese = np.unique(table[character_classes() == _CHINESE]).tolist()
-    # A line a character, so that OpenCC knows no phrases. It may simplify one to several.
+    chinese = np.flatnonzero(character_classes() == _CHINESE).tolist()
+    # A line a character, so that OpenCC sees no phrases. It may simplify one to several.
     simplified = simplified_converter().convert("\n".join(map(chr, chinese))).split("\n")
-    simple = {
-        code: ord(character)
-        for code, character in zip(chinese, simplified, strict=True)
-        if len(character) == 1
-    }
-    table[chinese] = [simple.get(code, code) for code in chinese]
-    # Compatibility forms of traditional characters have been normalized only.
-    return table[table]
+    for code, character in zip(chinese, simplified, strict=True):
+        if len(character) == 1:
+            simplified_points[code] = ord(character)
+    return simplified_points[table]

@@ -25,13 +25,18 @@ def index_of(
     return write_index(iter(passages), folder, WindowOptions(), character_tokens)
 
 
+def tokens_of(text: str) -> list[int]:
+    """Return the tokens of one text."""
+    return character_tokens([text])[0].tolist()
+
+
 def naive_scores(query: str, passages: Sequence[Passage]) -> list[float]:
     """Return the BM25 score of each passage, by the formula."""
-    counts = [Counter(character_tokens(passage.titled_text).tolist()) for passage in passages]
+    counts = [Counter(tokens_of(passage.titled_text)) for passage in passages]
     lengths = [count.total() for count in counts]
     mean_length = sum(lengths) / len(lengths)
     scores = [0.0] * len(passages)
-    for token in character_tokens(query).tolist():
+    for token in tokens_of(query):
         frequency = sum(token in count for count in counts)
         idf = math.log(1 + (len(passages) - frequency + 0.5) / (frequency + 0.5))
         for number, (count, length) in enumerate(zip(counts, lengths, strict=True)):
@@ -64,10 +69,10 @@ def test_scores_are_those_of_bm25s(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     passages = random_passages(100)
     index = index_of(passages, tmp_path, monkeypatch, 7)
     retriever = bm25s.BM25(k1=K1, b=B, method="lucene")
-    corpus = [list(map(str, character_tokens(p.titled_text).tolist())) for p in passages]
+    corpus = [list(map(str, tokens_of(p.titled_text))) for p in passages]
     retriever.index(corpus, show_progress=False)
     for query in ("天地人", "日月同辉", "山山水水"):
-        tokens = list(map(str, character_tokens(query).tolist()))
+        tokens = list(map(str, tokens_of(query)))
         _, scores = retriever.retrieve([tokens], k=100, show_progress=False)
         hits = index.search(query, 100)
         assert [hit.score for hit in hits] == pytest.approx(scores[0][: len(hits)], rel=1e-5)

@@ -21,12 +21,18 @@ def naive_tokens(text: str) -> list[int]:
     return sorted(tokens + [hash_token(word.encode("utf-32-le")) for word in words])
 
 
-@given(st.text("天地人，。 \nabZé09-", max_size=30))
-def test_tokens_are_characters_pairs_and_words(text: str) -> None:
-    """Prevents pairs across punctuation, lost words at the ends, and two tokens of one number."""
-    tokens = character_tokens(text)
-    assert tokens.dtype == np.uint64
-    assert sorted(tokens.tolist()) == naive_tokens(text)
+def tokens_of(text: str) -> list[int]:
+    """Return the tokens of one text."""
+    return character_tokens([text])[0].tolist()
+
+
+@given(st.lists(st.text("天地人，。 \nabZé09-", max_size=20), min_size=1, max_size=4))
+def test_tokens_are_characters_pairs_and_words(texts: list[str]) -> None:
+    """Prevents pairs across punctuation or texts, lost words, and tokens of another text."""
+    tokens, numbers = character_tokens(texts)
+    assert tokens.dtype == np.uint64 and len(tokens) == len(numbers)
+    for number, text in enumerate(texts):
+        assert sorted(tokens[numbers == number].tolist()) == naive_tokens(text)
     assert all(token < 1 << TOKEN_BITS for token in tokens.tolist())
 
 
@@ -42,17 +48,17 @@ def test_tokens_are_characters_pairs_and_words(text: str) -> None:
 )
 def test_script_width_and_case_do_not_matter(one: str, other: str) -> None:
     """Prevents a question in one script from missing a passage in the other."""
-    assert character_tokens(one).tolist() == character_tokens(other).tolist()
+    assert tokens_of(one) == tokens_of(other)
     assert fold_text(one) == fold_text(other)
 
 
 def test_character_is_folded_alike_in_any_context() -> None:
     """Prevents OpenCC's phrases from keeping 乾 in 乾隆 and changing it elsewhere."""
-    assert set(character_tokens("乾").tolist()) <= set(character_tokens("乾隆").tolist())
+    assert set(tokens_of("乾")) <= set(tokens_of("乾隆"))
 
 
 def test_text_without_words_has_no_tokens() -> None:
     """Prevents a crash at punctuation, an empty query, and bytes that are not UTF-8."""
     for text in ("", "？！…", " \n", "\ud800", "😀"):
-        assert len(character_tokens(text)) == 0
-    assert len(character_tokens("问\udcff题")) == 2
+        assert tokens_of(text) == []
+    assert len(tokens_of("问\udcff题")) == 2

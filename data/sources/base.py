@@ -86,12 +86,12 @@ class Source:
             if self.check_fields is not None:
                 unlisted = self.check_fields(parse_json_object(raw.data))
                 if unlisted_fields is not None:
-                    unlisted_fields.update(_printable_reason(name) for name in unlisted)
+                    unlisted_fields.update(printable_reason(name) for name in unlisted)
             return self.parse(raw.data)
         except SkipRecordError as error:
             return SkippedRecord(str(error))
         except SchemaError as error:
-            return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
+            return BadRecord(raw.file, raw.line, printable_reason(str(error)))
 
     def require_hub(self, hub_input: str) -> HubDataset:
         """Return the dataset on the Hugging Face hub. Raises UserError if the source has none.
@@ -105,7 +105,7 @@ class Source:
         return self.hub
 
 
-def _printable_reason(reason: str) -> str:
+def printable_reason(reason: str) -> str:
     """Return the first `MAX_REASON_CHARACTERS` characters of a reason as one line.
 
     Line ends and control characters, which quoted text may have, are escaped; this may make the

@@ -112,6 +112,12 @@ ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
             {"role": "assistant", "content": unique_sentence(n + 100)},
         ]
     },
+    "squad": lambda n: {
+        "context": unique_sentence(n),
+        "question": unique_sentence(n + 100),
+        "answers": {"text": [unique_sentence(n + 200)], "answer_start": [0]},
+        "id": str(n),
+    },
     "csl": lambda n: {
         "content": unique_sentence(n) + unique_sentence(n + 100),
         "summary": unique_sentence(n + 200),
@@ -121,7 +127,7 @@ ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
         "summary": unique_sentence(n + 200),
     },
 }
-NUM_REQUIRED_KEYS = {"mnbvc_qa": 2, "redgpt": 2, "pclue": 2, "csl": 2, "lcsts": 2}
+NUM_REQUIRED_KEYS = {"mnbvc_qa": 2, "redgpt": 2, "pclue": 2, "squad": 3, "csl": 2, "lcsts": 2}
 JSON_ARRAY_SOURCES = {"naturalconv", "alpaca"}
 
 
@@ -252,6 +258,9 @@ JSON_KEYS = sorted(
         "weight",
         "loss_mask",
         "train_detail",
+        "paragraphs",
+        "qas",
+        "is_impossible",
         "begin_offset",
         "end_offset",
         "train",

@@ -31,6 +31,7 @@ from common.progress import progress_bar
 from data.index.options import IndexOptions, WindowOptions
 from data.index.passage_index import (
     INDEX_FILE,
+    INDEX_VERSION,
     PassageIndex,
     manifest_checksum,
     read_index_file,
@@ -52,9 +53,6 @@ from data.records import BadRecord, Record, SkippedRecord
 from data.sources import find_source
 from data.usable_records import UsableRecords
 
-# Raise it when the same records give other passages or tokens: an index of another version is not
-# added to.
-INDEX_VERSION = 1
 _LOCK_FILE = "lock"
 
 

@@ -27,6 +27,8 @@ from data.index.segment import Segment, document_digest
 from data.index.tokens import Tokenize, character_tokens
 
 INDEX_FILE = "index.json"
+# Raise it when the same records give other passages or tokens, or files of another layout.
+INDEX_VERSION = 1
 # The names of many input files take megabytes.
 MAX_INDEX_FILE_BYTES = 1 << 30
 K1 = 1.2
@@ -183,14 +185,16 @@ def _kth_largest(scores: np.ndarray, k: int) -> float:
 def read_index_file(folder: Path) -> dict[str, Any]:
     """Return what `index.json` says of an index.
 
-    Raises UserError if the folder is not an index, or if the file is damaged.
+    Raises UserError if the folder is not an index, or if the file is damaged or of another version.
     """
     path = folder / INDEX_FILE
     if not path.is_file():
         raise UserError(f"{folder} is not an index: build one with python -m data.index")
-    return read_checksummed_json(
-        path, f": delete {folder} and build it again", max_bytes=MAX_INDEX_FILE_BYTES
-    )
+    advice = f": delete {folder} and build it again"
+    record = read_checksummed_json(path, advice, max_bytes=MAX_INDEX_FILE_BYTES)
+    if record.get("version") != INDEX_VERSION:
+        raise UserError(f"{path} is from another version of this program{advice}")
+    return record
 
 
 def manifest_checksum(segment_folder: Path) -> str:

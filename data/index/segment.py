@@ -26,8 +26,9 @@ from data.index.passages import Passage
 from data.index.tokens import TOKEN_BITS, Tokenize
 from data.prepare.dedup import text_digest
 
-# The number of a passage and a token fill 64 bits.
-MAX_PASSAGES = 1 << 16
+# Bounds the memory of building: some 15 kB a passage. A number of a passage has 16 bits at most,
+# which fill 64 with a token.
+MAX_PASSAGES = 1 << 15
 _NUMBER_BITS = 64 - TOKEN_BITS
 # Passages that are tokenized at a time.
 _CHUNK_PASSAGES = 256

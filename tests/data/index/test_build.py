@@ -72,6 +72,7 @@ def read_contents(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_adding_later_equals_building_at_once(tmp_path: Path) -> None:
     """Prevents scores with the counts of one segment, and passages lost or doubled by adding."""
     first = write_documents(tmp_path / "first.jsonl", 0, 70)
@@ -86,6 +87,7 @@ def test_adding_later_equals_building_at_once(tmp_path: Path) -> None:
     assert [p.text for p in later.passages()] == [p.text for p in at_once.passages()]
 
 
+@pytest.mark.slow
 def test_earlier_segments_do_not_change(tmp_path: Path) -> None:
     """Prevents an adding that rewrites what is there already."""
     add(tmp_path / "index", write_documents(tmp_path / "first.jsonl", 0, 70))
@@ -155,8 +157,8 @@ def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert num_segments >= 3
     out = tmp_path / "killed"
     arguments = ["--source", "jsonl", "--input", str(file), "--out", str(out)]
-    for count in range(num_segments):
-        process = CommandProcess("data.index", *arguments, fault=SlowSmallSegments(0.01))
+    for count in (0, num_segments - 1):
+        process = CommandProcess("data.index", *arguments, fault=SlowSmallSegments(0.005))
 
         def is_writing(number: int = count) -> bool:
             return any(
@@ -182,7 +184,7 @@ def test_killed_adding_leaves_the_index_as_it_was(tmp_path: Path) -> None:
     before = search_all(index)
     second = write_documents(tmp_path / "second.jsonl", 20, 150)
     arguments = ["--source", "jsonl", "--input", str(second), "--out", str(out)]
-    process = CommandProcess("data.index", *arguments, fault=SlowSmallSegments(0.01))
+    process = CommandProcess("data.index", *arguments, fault=SlowSmallSegments(0.005))
     process.send_signal_when(signal.SIGKILL, (out / "segment-00002").exists)
     process.wait()
     assert search_all(PassageIndex.open(out, checksums=True)) == before
@@ -227,6 +229,7 @@ def test_changed_byte_is_noticed(tmp_path: Path) -> None:
         PassageIndex.open(out)
 
 
+@pytest.mark.slow
 def test_damaged_segment_is_written_again_before_the_index_is_finished(tmp_path: Path) -> None:
     """Prevents a segment that was damaged before an interruption from entering the index."""
     file = write_documents(tmp_path / "first.jsonl", 0, 70)
@@ -246,6 +249,16 @@ def test_other_options_are_refused(tmp_path: Path) -> None:
     add(tmp_path / "index", file)
     with pytest.raises(UserError, match=r"other options \(what differs: windows.characters\)"):
         add(tmp_path / "index", file, characters=100)
+
+
+def test_index_of_another_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a search by tokens that the passages were not indexed by."""
+    file = write_documents(tmp_path / "first.jsonl", 0, 20)
+    monkeypatch.setattr(build, "INDEX_VERSION", 0)
+    with pytest.raises(UserError, match="is from another version of this program: delete"):
+        add(tmp_path / "index", file)
 
 
 def test_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_overlap_repeats_whole_sentences() -> None:
         assert re.match("第\\d+句", window)
 
 
+@pytest.mark.slow
 @given(st.text("字。！”\n .x", max_size=200), st.integers(20, 50), st.integers(0, 19))
 def test_no_character_is_lost_and_no_window_is_long(
     text: str, characters: int, overlap: int

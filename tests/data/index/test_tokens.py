@@ -26,6 +26,7 @@ def tokens_of(text: str) -> list[int]:
     return character_tokens([text])[0].tolist()
 
 
+@pytest.mark.slow
 @given(st.lists(st.text("天地人，。 \nabZé09-", max_size=20), min_size=1, max_size=4))
 def test_tokens_are_characters_pairs_and_words(texts: list[str]) -> None:
     """Prevents pairs across punctuation or texts, lost words, and tokens of another text."""

@@ -74,6 +74,7 @@ def test_right_is_judged_twice() -> None:
         assert (question.is_answered_by(hit), question.is_about(hit)) == (holds, is_right)
 
 
+@pytest.mark.slow
 def test_questions_find_their_paragraphs(tmp_path: Path) -> None:
     """Prevents figures of other questions, and other tokens that search other passages."""
     file = write_squad(tmp_path / "dev.json")

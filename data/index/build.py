@@ -53,8 +53,6 @@ from data.records import BadRecord, Record, SkippedRecord
 from data.sources import find_source
 from data.usable_records import UsableRecords
 
-_LOCK_FILE = "lock"
-
 
 @dataclass
 class Batch:
@@ -76,7 +74,9 @@ def build_index(groups: Sequence[SourceGroup], options: IndexOptions) -> dict[st
     out = options.out
     windows = WindowOptions(characters=options.characters, overlap=options.overlap)
     _check_folder(out)
-    with exclusive_lock(out / _LOCK_FILE, f"{out}: another process is adding to it right now"):
+    # Beside the folder, which there is not before the first segment.
+    lock_file = out.parent / f".{out.name}.lock"
+    with exclusive_lock(lock_file, f"{out}: another process is adding to it right now"):
         settings = {"version": INDEX_VERSION, "windows": windows.model_dump(mode="json")}
         record = _read_record(out, settings)
         remove_temporary_files(out)
@@ -137,8 +137,10 @@ def _check_folder(out: Path) -> None:
     """Raise UserError if the folder exists and is neither an index nor the beginning of one."""
     if not out.exists():
         return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
-    if names and not names & {INDEX_FILE, _LOCK_FILE}:
+    names = [path.name for path in out.iterdir()] if out.is_dir() else [""]
+    # Without index.json there may be segments of a build that was interrupted.
+    own_names = ("segment-", ".segment-", f".{INDEX_FILE}.")
+    if INDEX_FILE not in names and not all(name.startswith(own_names) for name in names):
         raise UserError(f"{out}: exists and is not an index: give another --out")
 
 

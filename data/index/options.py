@@ -11,7 +11,10 @@ class WindowOptions(Options):
     """How documents are divided into passages; see data/index/passages.py."""
 
     characters: int = Field(
-        300, ge=20, description="characters of a passage, about; a shorter document is one passage"
+        300,
+        ge=20,
+        le=5000,
+        description="characters of a passage, about; a shorter document is one passage",
     )
     overlap: int = Field(
         0,

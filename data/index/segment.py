@@ -26,7 +26,7 @@ from data.index.passages import Passage
 from data.index.tokens import TOKEN_BITS, Tokenize
 from data.prepare.dedup import text_digest
 
-# Bounds the memory of building: some 15 kB a passage. A number of a passage has 16 bits at most,
+# Bounds the memory of building: some 13 kB a passage. A number of a passage has 16 bits at most,
 # which fill 64 with a token.
 MAX_PASSAGES = 1 << 15
 _NUMBER_BITS = 64 - TOKEN_BITS
@@ -89,21 +89,22 @@ def _count_tokens(
     occurrences.clear()
     packed.sort()
     starts = _run_starts(packed)
-    counts = np.diff(starts, append=len(packed))
+    counts = np.diff(starts, append=np.int32(len(packed)))
     packed = packed[starts]
     tokens = packed >> np.uint64(_NUMBER_BITS)
     token_starts = _run_starts(tokens)
     return np.concatenate(lengths), {
         "tokens": tokens[token_starts],
-        "posting_offsets": np.append(token_starts, len(tokens)),
+        "posting_offsets": np.append(token_starts, len(tokens)).astype(np.int64),
         "postings": packed.astype(np.uint16),  # the lowest bits
         "counts": counts.astype(np.min_scalar_type(counts.max(initial=0))),
     }
 
 
 def _run_starts(values: np.ndarray) -> np.ndarray:
-    """Return where a value differs from the one before it, 0 included, int64[k]."""
-    return np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+    """Return where a value differs from the one before it, 0 included, int32[k]."""
+    is_start = np.append(True, values[1:] != values[:-1])[: len(values)]
+    return np.flatnonzero(is_start).astype(np.int32)
 
 
 class Segment:

@@ -162,7 +162,7 @@ def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
         def is_writing(number: int = count) -> bool:
             return any(
-                len(list(folder.iterdir())) > 2 + number
+                len(list(folder.iterdir())) > 2
                 for folder in out.glob(f".segment-{number:05d}.*.tmp")
             )
 
@@ -236,7 +236,7 @@ def test_damaged_segment_is_written_again_before_the_index_is_finished(tmp_path:
     out = tmp_path / "index"
     add(out, file)
     whole = read_contents(out)
-    (out / "index.json").unlink()
+    (out / "index.json").rename(out / ".index.json.killed.tmp")
     path = out / "segment-00001" / "postings.npy"
     path.write_bytes(path.read_bytes()[:-2] + b"\1\1")
     add(out, file)
@@ -274,7 +274,7 @@ def test_two_builders_do_not_mix(tmp_path: Path) -> None:
     """Prevents two processes from writing segments of the same number."""
     file = write_documents(tmp_path / "first.jsonl", 0, 20)
     with (
-        exclusive_lock(tmp_path / "index" / "lock"),
+        exclusive_lock(tmp_path / ".index.lock"),
         pytest.raises(UserError, match="another process is adding to it right now"),
     ):
         add(tmp_path / "index", file)
@@ -300,8 +300,7 @@ def test_hostile_source_is_one_clear_line(tmp_path: Path, content: bytes, messag
     with pytest.raises(UserError) as error:
         add(tmp_path / "index", file)
     assert message in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(UserError, match="is not an index"):
-        PassageIndex.open(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_bom_crlf_and_huge_numbers_are_read(tmp_path: Path) -> None:

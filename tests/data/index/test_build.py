@@ -191,7 +191,7 @@ def test_killed_adding_leaves_the_index_as_it_was(tmp_path: Path) -> None:
     # Given up for other files, nothing of it stays.
     third = write_documents(tmp_path / "third.jsonl", 150, 160)
     assert len(add(out, third)) == len(add(tmp_path / "new", tmp_path / "first.jsonl", third))
-    assert not list(out.glob(".*.tmp"))
+    assert not list(out.glob(".*.tmp")) and len(list(out.glob("segment-*"))) == 2
 
 
 def test_torn_or_missing_files_are_named(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def test_windows_are_whole_sentences_of_about_equal_length() -> None:
     assert max(map(len, windows)) <= 300
 
 
+def test_text_without_sentence_ends_is_cut_anyway() -> None:
+    """Prevents a long passage, or an empty one, where the next sentence end is far away."""
+    windows = split_windows("字" * 100 + "。" + "字" * 400, WindowOptions(characters=100))
+    assert [len(window) for window in windows] == [101, 66, 83, 84, 83, 84]
+
+
 def test_overlap_repeats_whole_sentences() -> None:
     """Prevents half a sentence, or none, at the beginning of a window that overlaps."""
     windows = split_windows("".join(SENTENCES), WindowOptions(overlap=30))

@@ -83,7 +83,6 @@ def build_index(groups: Sequence[SourceGroup], options: IndexOptions) -> dict[st
         inputs, new_groups = _find_new_inputs(groups, record["inputs"])
         reader = DocumentReader(windows, _load_digests(out, record["segments"]))
         segments = list(record["segments"])
-        # Together the numbers of bytes of all files.
         num_bytes = sum(path.stat().st_size for group in new_groups for path in group.train_files())
         is_streamed = any(group.is_streamed for group in new_groups)
         with progress_bar("indexing", None if is_streamed else num_bytes, unit="B") as bar:
@@ -96,15 +95,12 @@ def build_index(groups: Sequence[SourceGroup], options: IndexOptions) -> dict[st
                 f"they are of {groups[0].source}"
             )
         if new_groups:
-            inputs = [*record["inputs"], *inputs]
-            write_checksummed_json(
-                out / INDEX_FILE, {**settings, "inputs": inputs, "segments": segments}
-            )
+            record = {**settings, "inputs": [*record["inputs"], *inputs], "segments": segments}
+            write_checksummed_json(out / INDEX_FILE, record)
         _delete_other_segments(out, segments)
     return {
         "passages": sum(segment["passages"] for segment in segments),
         "segments": len(segments),
-        "files_added": sum(len(entry["files"]) + len(entry["hub"]) for entry in inputs),
         "passages_added": reader.num_passages,
         "documents_added": reader.num_documents,
         "documents_repeated": reader.num_repeated,

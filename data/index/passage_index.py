@@ -162,12 +162,12 @@ class PassageIndex:
             if least > 0 and len(numbers) > len(segment) * _FREQUENT_SHARE:
                 candidates = np.flatnonzero(scores >= least).astype(np.uint16)
                 if len(candidates) < len(numbers) / _LOOKUP_COST:
-                    places = np.searchsorted(numbers, candidates).clip(max=len(numbers) - 1)
-                    places = places[numbers[places] == candidates]
-                    numbers, counts = numbers[places], counts[places]
+                    found = np.searchsorted(numbers, candidates).clip(max=len(numbers) - 1)
+                    found = found[numbers[found] == candidates]
+                    numbers, counts = numbers[found], counts[found]
             frequencies = counts.astype(np.float32)
-            # A passage is not twice among the postings of a token.
-            scores[numbers] += weight * frequencies / (frequencies + saturation[numbers])
+            places = numbers.astype(np.intp)  # indexing is twice as fast by these
+            np.add.at(scores, places, weight * frequencies / (frequencies + saturation[places]))
         return scores
 
     def _hit(self, score: float, index: int, number: int) -> Hit:

@@ -50,8 +50,8 @@ def write_provenance(
     inputs = [
         {
             "source": group.source,
-            "train": [_stamp_file(path) for path in group.train_files()],
-            "dev": [_stamp_file(path) for path in group.dev_files()],
+            "train": [stamp_file(path) for path in group.train_files()],
+            "dev": [stamp_file(path) for path in group.dev_files()],
             "hub": group.hub_datasets(),
         }
         for group in groups
@@ -140,7 +140,7 @@ def _match_files(stamps: list[dict[str, Any]], files: list[Path]) -> bool:
     return len(stamps) == len(files) and all(map(_matches_stamp, stamps, files))
 
 
-def _stamp_file(path: Path) -> dict[str, Any]:
+def stamp_file(path: Path) -> dict[str, Any]:
     """Return name, size, modification time and checksum of a file.
 
     Raises UserError if it cannot be read.
@@ -151,14 +151,14 @@ def _stamp_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return {
-        "name": _printable_name(path),
+        "name": printable_name(path),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "sha256": digest,
     }
 
 
-def _printable_name(path: Path) -> str:
+def printable_name(path: Path) -> str:
     """Return the file's name; bytes that are not UTF-8, which JSON cannot hold, are replaced."""
     return os.fsencode(path.name).decode("utf-8", "replace")
 
@@ -169,7 +169,7 @@ def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
     A file with the stamp's modification time is taken for unchanged without reading it.
     """
     status = path.stat()
-    if (stamp["name"], stamp["bytes"]) != (_printable_name(path), status.st_size):
+    if (stamp["name"], stamp["bytes"]) != (printable_name(path), status.st_size):
         return False
     # A copy or a fresh checkout has another time and the same content: only then is the file read.
     return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)

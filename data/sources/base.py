@@ -41,6 +41,8 @@ class Source:
     `has_passages` says that its conversations are about a reference passage, so that
     `evaluate.passage_qa` can ask with the right passage and with another one.
 
+    `has_title_line` says that the first line of each of its documents is the title.
+
     `check_fields` raises SkipRecordError for the row of a record with an unsupported field, and
     returns the fields that nothing is known about (`data.sources.fields`).
 
@@ -58,6 +60,7 @@ class Source:
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
     kind: str = "documents"
     has_passages: bool = False
+    has_title_line: bool = False
     rouge_case: LetterCase = "lower"
     hub: HubDataset | None = None
     check_fields: Callable[[dict[str, Any]], set[str]] | None = None

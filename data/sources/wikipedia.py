@@ -94,7 +94,7 @@ _TAIL_HEADINGS = {
 
 
 @functools.cache
-def _simplified_converter() -> Any:
+def simplified_converter() -> Any:
     """Return OpenCC's converter of traditional characters (t2s), loaded once in a process."""
     import opencc
 
@@ -107,7 +107,7 @@ def to_simplified(text: str) -> str:
     As for a reader in mainland China: -{zh-cn:软件; zh-tw:軟體}- becomes 软件, and what -{於}- or
     -{R|於}- protects is not converted.
     """
-    convert = _simplified_converter().convert
+    convert = simplified_converter().convert
     if "-{" not in text:
         return convert(text)
     text = _remove_marks(text)
@@ -280,6 +280,7 @@ SOURCES = (
         description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet "
         "rows of title and text",
         parse=parse_wikipedia,
+        has_title_line=True,
         hub=HubDataset("wikimedia/wikipedia", "20231101.zh"),
         keys=_KEYS,
     ),
@@ -287,6 +288,7 @@ SOURCES = (
         name="wiki_zh_2019",
         description="wiki_zh_2019: the folder of AA/wiki_00 … files, JSONL of title and text",
         parse=parse_wikipedia,
+        has_title_line=True,
         keys=_KEYS,
         recognizes=_is_wiki_zh_2019,
     ),

@@ -1,0 +1,1 @@
+"""Retrieval: how often a question finds the passage that answers it."""

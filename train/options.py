@@ -202,7 +202,7 @@ class PretrainOptions(TrainOptions):
         "that the data was prepared with)",
     )
     max_steps: int = Field(
-        440,
+        470,
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )

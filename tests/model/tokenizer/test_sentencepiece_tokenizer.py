@@ -90,9 +90,11 @@ def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:
-    """The texts that the two give different ids."""
+    """The texts that the two give different ids, `<bos>` included."""
     ours, theirs = tokenizer.encode_batch(texts), fast(texts)["input_ids"]
-    return [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
+    return [
+        text for text, a, b in zip(texts, ours, theirs, strict=True) if [tokenizer.bos_id, *a] != b
+    ]
 
 
 @pytest.mark.slow
@@ -142,7 +144,17 @@ def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any)
         ids = tokenizer.encode(text)
         assert not specials & set(ids)
         assert tokenizer.decode(ids) == text
-        assert fast(text)["input_ids"] == ids
+        assert fast(text, add_special_tokens=False)["input_ids"] == ids
+
+
+def test_transformers_tokenizer_begins_texts_with_bos(fast: Any, tokenizer: Tokenizer) -> None:
+    """Prevents texts without the `<bos>` that every text has in training, and two in a chat."""
+    ids = tokenizer.encode("春天")
+    bos = tokenizer.bos_id
+    assert fast("春天")["input_ids"] == [bos, *ids]
+    assert fast("春天", "春天")["input_ids"] == [bos, *ids, bos, *ids]
+    chat = fast.apply_chat_template([{"role": "user", "content": "春天"}])
+    assert chat["input_ids"] == [bos, *ids]
 
 
 def test_transformers_tokenizer_has_special_tokens_length_and_template(

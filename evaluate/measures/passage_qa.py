@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from common.errors import UserError
 from common.machine import resolve_device
 from data.kinds import conversations
@@ -19,6 +17,7 @@ from evaluate.answers import answer_resumably
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.conversations import Question, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
+from evaluate.metrics.proportion import Proportion
 from evaluate.metrics.repetition import is_looping
 from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
@@ -26,6 +25,8 @@ from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 
+# A rate of questions with its interval, see `Proportion.to_json`.
+Rate = dict[str, float]
 # Number of questions that are printed with their answers.
 NUM_EXAMPLES_SHOWN = 3
 # Positions of an answer in its passage. Results files have them under the key "places".
@@ -213,8 +214,8 @@ def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
         if position_rows:
             rates_by_position[position] = {
                 "questions": len(position_rows),
-                "right": _mean(position_rows, "exact"),
-                "wrong": _mean([row["control"] for row in position_rows], "exact"),
+                "right": _rate(position_rows, "exact"),
+                "wrong": _rate([row["control"] for row in position_rows], "exact"),
             }
     metrics = {
         "questions": len(rows),
@@ -226,33 +227,41 @@ def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
         "places": rates_by_position,
     }
     if answerable:
-        metrics["answer_in_wrong_passage"] = _mean(
+        metrics["answer_in_wrong_passage"] = _rate(
             [row["control"] for row in answerable], "answer_in_passage"
         )
     if unanswerable:
         metrics["unanswerable"] = {
             "questions": len(unanswerable),
-            "exact": _mean(unanswerable, "exact"),
+            "exact": _rate(unanswerable, "exact"),
         }
     return metrics
 
 
-def _answer_rates(answers: list[Row], answerable: list[Row]) -> dict[str, float]:
-    """Return the fractions of answers that `<eos>` ends, and of those that loop.
+def _answer_rates(answers: list[Row], answerable: list[Row]) -> dict[str, Rate]:
+    """Return the rates of answers that `<eos>` ends, and of those that loop.
 
     Of `answerable`, the answers to questions that the right passage answers, also return those that
     are exact, and those that say that the passage does not have it.
     """
     loops = [is_looping(answer["prediction"]) for answer in answers]
-    rates = {"stopped": _mean(answers, "stopped"), "loops": float(np.mean(loops))}
+    rates = {"stopped": _rate(answers, "stopped"), "loops": _rate_of(loops)}
     if answerable:
         refusals = [bool(NOT_MENTIONED.search(answer["prediction"])) for answer in answerable]
-        rates |= {"exact": _mean(answerable, "exact"), "not_mentioned": float(np.mean(refusals))}
+        rates |= {"exact": _rate(answerable, "exact"), "not_mentioned": _rate_of(refusals)}
     return rates
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return float(np.mean([row[key] for row in rows]))
+def _rate(rows: Sequence[Row], key: str) -> Rate:
+    return _rate_of([row[key] for row in rows])
+
+
+def _rate_of(flags: Sequence[bool]) -> Rate:
+    return Proportion(sum(flags), len(flags)).to_json()
+
+
+def _format_rate(rate: Rate) -> str:
+    return f"{rate['rate']:.1%} ({100 * rate['low']:.1f} – {100 * rate['high']:.1f})"
 
 
 def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
@@ -262,7 +271,7 @@ def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
     """
     right = metrics["right"]
     control = metrics["wrong"]
-    table: list[tuple[str, float, float | None]] = []
+    table: list[tuple[str, Rate, Rate | None]] = []
     if metrics["answerable"]:
         label = f"exact answers ({metrics['answerable']:,})"
         table.append((label, right["exact"], control["exact"]))
@@ -275,14 +284,13 @@ def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
         table.append((f"unanswerable ({rates['questions']:,}), exact", rates["exact"], None))
     table.append(("stopped by <eos>", right["stopped"], control["stopped"]))
     table.append(("loops", right["loops"], control["loops"]))
-    lines = [f"{'':26}{'right passage':>15}{'wrong passage':>15}"]
+    lines = [f"{'':26}{'right passage':>24}{'wrong passage':>24}"]
     for label, right_rate, control_rate in table:
-        control_cell = "" if control_rate is None else f"{control_rate:15.1%}"
-        lines.append(f"{label:26}{right_rate:15.1%}{control_cell}")
+        control_cell = "" if control_rate is None else f"{_format_rate(control_rate):>24}"
+        lines.append(f"{label:26}{_format_rate(right_rate):>24}{control_cell}")
     if metrics["answerable"]:
-        lines.append(
-            f"the true answer is in the wrong passage too: {metrics['answer_in_wrong_passage']:.1%}"
-        )
+        rate = _format_rate(metrics["answer_in_wrong_passage"])
+        lines.append(f"the true answer is in the wrong passage too: {rate}")
     for row in rows[:NUM_EXAMPLES_SHOWN]:
         lines.append(
             f"{excerpt(row['question'])} → {excerpt(row['prediction'])!r}, "

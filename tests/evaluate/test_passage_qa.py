@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from evaluate.measures.passage_qa import (
     locate_answer,
     pair_with_control_passages,
 )
+from evaluate.metrics.proportion import Proportion
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
@@ -46,6 +48,16 @@ def write(path: Path, passages: dict[str, tuple[str, ...]]) -> Path:
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
     )
     return path
+
+
+def _rates(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with the rates alone, without their intervals."""
+    return {
+        key: (value["rate"] if "rate" in value else _rates(value))
+        if isinstance(value, dict)
+        else value
+        for key, value in figures.items()
+    }
 
 
 @pytest.mark.slow
@@ -95,24 +107,25 @@ def test_passage_qa_separates_reading_from_guessing(
     )
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert (figures["records"], figures["questions"]) == (2, 4)
-    assert figures["right"] == {
+    assert figures["right"]["exact"] == Proportion(3, 4).to_json()
+    assert _rates(figures["right"]) == {
         "exact": 0.75,
         "not_mentioned": 0.0,
         "stopped": 1.0,
         "loops": 0.0,
     }
-    assert figures["wrong"] == {
+    assert _rates(figures["wrong"]) == {
         "exact": 0.25,
         "not_mentioned": 0.0,
         "stopped": 1.0,
         "loops": 0.0,
     }
-    assert figures["places"] == {
+    assert _rates(figures["places"]) == {
         "first third": {"questions": 1, "right": 1.0, "wrong": 0.0},
         "middle third": {"questions": 1, "right": 1.0, "wrong": 0.0},
         "last third": {"questions": 2, "right": 0.5, "wrong": 0.5},
     }
-    assert figures["answer_in_wrong_passage"] == 0
+    assert figures["answer_in_wrong_passage"]["rate"] == 0
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["reference"] for row in rows] == ["河西", "三岁", "东山", "九岁"]
     assert [row["prediction"] for row in rows] == ["河西", "三岁", "东山", "三岁"]
@@ -143,11 +156,12 @@ def test_refusals_are_counted_apart(
     run_command(passage_qa, *arguments)
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert (figures["questions"], figures["answerable"]) == (4, 2)
-    assert figures["unanswerable"] == {"questions": 2, "exact": 1.0}
+    assert _rates(figures["unanswerable"]) == {"questions": 2, "exact": 1.0}
     for passage in ("right", "wrong"):
-        assert (figures[passage]["exact"], figures[passage]["not_mentioned"]) == (0.0, 1.0)
+        rates = _rates(figures[passage])
+        assert (rates["exact"], rates["not_mentioned"]) == (0.0, 1.0)
     assert sum(rates["questions"] for rates in figures["places"].values()) == 2
-    assert "refused to answer                  100.0%" in capsys.readouterr().out
+    assert "refused to answer            100.0% (34.2 – 100.0)" in capsys.readouterr().out
 
 
 def test_control_passage_is_never_the_right_one(root: Path) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.progress import progress_bar
+from data.corpora.sample import SMALL_TOKENIZER
 from data.index.build import write_index
 from data.index.passage_index import Hit, PassageIndex, UnknownQueryError
 from data.index.passages import Passage, split_windows
@@ -85,7 +86,7 @@ def evaluate_retrieval(options: RetrievalOptions) -> EvalResult:
         )
     results = {"characters": _search_all(index, questions, "characters")}
     for tokens in options.compare:
-        results[tokens] = _search_by(tokens, index, questions, options.tokenizer)
+        results[tokens] = _search_by(tokens, index, questions, options.tokenizer or SMALL_TOKENIZER)
     windows = [len(split_windows(question.paragraph, index.windows)) for question in questions]
     metrics = {
         "questions": len(questions),

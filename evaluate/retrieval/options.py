@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.options import CliVariadicArg, CommaSeparated, Options, OutputFile
-from data.corpora.sample import SMALL_TOKENIZER
 
 OtherTokens = Literal["jieba", "pieces"]
 
@@ -25,8 +24,10 @@ class RetrievalOptions(Options):
         description="also search the same passages by other tokens: words of jieba, pieces of "
         "--tokenizer; none: --compare ,",
     )
-    tokenizer: Path = Field(
-        SMALL_TOKENIZER, description="a SentencePiece model, or a folder with a tokenizer.model"
+    tokenizer: Path | None = Field(
+        None,
+        description="a SentencePiece model, or a folder with a tokenizer.model (default: the small "
+        "tokenizer of the repository)",
     )
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"

@@ -10,9 +10,11 @@ DESCRIPTION = """Measure a run with every command that fits it, and write a repo
 
 A pretraining run is measured with evaluate.perplexity and evaluate.trigram. A fine-tuned run is
 measured with evaluate.perplexity on its dev split, then on the test split of its data with
-evaluate.rouge (summaries) or evaluate.passage_qa (conversations about a reference), and with
-evaluate.repetition. A mixture is measured part by part. Each part of a pretraining mixture is
-compared with a trigram trained on that part alone; replay in a fine-tuning mixture is not.
+evaluate.rouge (summaries, also asked for in a dialogue) or evaluate.passage_qa (conversations about
+a reference), and with evaluate.repetition. A mixture is measured part by part. Each part of a
+pretraining mixture is compared with a trigram trained on that part alone; replay in a fine-tuning
+mixture is not. evaluate.rules and, for conversations, evaluate.maths ask their own questions, and
+evaluate.watch compares the checkpoints that a run keeps; --limit does not change these three.
 
 Each command is printed. Its figures go to RUN/results/, the report to RUN/report.md and .html. The
 figures of a single step go to the folders of its run."""

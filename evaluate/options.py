@@ -39,7 +39,7 @@ class EvaluateOptions(DeviceOptions):
         None,
         ge=1,
         description="measure only this many records at the start of each dev and test split "
-        "(default: all; text is always scored whole)",
+        "(default: all; text is always scored whole). The results replace those of all records",
     )
 
 

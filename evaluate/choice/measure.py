@@ -218,8 +218,9 @@ def _format_report(
         )
     question, row = questions[0], rows[0]
     lines.append(
-        f"first question: {excerpt(question.question)} → {row['predicted']}, true: "
-        f"{row['answer']} {excerpt(question.options[question.answer])}"
+        f"first question: {excerpt(question.question)} → "
+        + ", ".join(f"{letter} ({scoring})" for scoring, letter in row["predicted"].items())
+        + f"; true: {row['answer']} {excerpt(question.options[question.answer])}"
     )
     return lines
 

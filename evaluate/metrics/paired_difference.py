@@ -80,7 +80,7 @@ class PairedDifference:
     def to_json(self) -> dict[str, float]:
         """Return the figures of a results file."""
         low, high = self.interval
-        return {"difference": self.difference, "low": low, "high": high}
+        return {"mean": self.difference, "low": low, "high": high}
 
 
 def _combine(first: float, second: float, correlation: float) -> float:

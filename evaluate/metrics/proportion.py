@@ -33,10 +33,10 @@ class Proportion:
         ratio = _Z_95**2 / self.total
         center = self.rate + ratio / 2
         half_width = _Z_95 * math.sqrt((self.rate * (1 - self.rate) + ratio / 4) / self.total)
-        return (
-            max(0.0, (center - half_width) / (1 + ratio)),
-            min(1.0, (center + half_width) / (1 + ratio)),
-        )
+        low = (center - half_width) / (1 + ratio)
+        high = (center + half_width) / (1 + ratio)
+        # Exactly 0 and 1 at the ends, where rounding leaves some 1e-18.
+        return (low if self.count > 0 else 0.0, high if self.count < self.total else 1.0)
 
     def __add__(self, other: "Proportion") -> "Proportion":
         return Proportion(self.count + other.count, self.total + other.total)

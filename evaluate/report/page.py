@@ -203,13 +203,14 @@ def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: 
 
     The name of the picture file begins with `file_prefix`.
     """
-    keys = [
+    all_keys = [
         key
         for key in _unique_items(results)
         if any(parse_interval(result.get(key)) for result in results)
-    ][:MAX_INTERVALS_SHOWN]
-    if not keys:
+    ]
+    if not all_keys:
         return []
+    keys = all_keys[:MAX_INTERVALS_SHOWN]
     # The font of the picture may lack characters outside ASCII: those rows have their number.
     labels = [
         key if key.isascii() and key.isprintable() else f"figure {number}"
@@ -219,7 +220,8 @@ def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: 
         labels, [[parse_interval(result.get(key)) for key in keys] for result in results]
     )
     slug = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
-    alt_text = f"{name}: figures with their 95 % intervals"
+    number = "" if keys == all_keys else f"the first {len(keys)} of {len(all_keys)} "
+    alt_text = f"{name}: {number}figures with their 95 % intervals"
     return [Picture(f"{file_prefix}-{slug}.svg", alt_text, picture)]
 
 

@@ -98,11 +98,11 @@ def _all_items(items_by_family: dict[str, list[Item]], count: int) -> list[Item]
 def _compute_all(
     asked: Sequence[AskedItem], families: Sequence[str], groups: dict[str, list[str]]
 ) -> dict[str, Figures]:
-    """Return the figures of each family, then those of each group of families.
+    """Return the figures of each group of families, then those of each family.
 
     Raises UserError for a family without items in `asked`.
     """
-    figures = {}
+    by_family = {}
     for family in families:
         of_family = [entry for entry in asked if entry.item.family == family]
         if not of_family:
@@ -110,10 +110,12 @@ def _compute_all(
                 f"--families {family}: no item fits the model's context; choose a lower "
                 "--difficulty or other families"
             )
-        figures[family] = compute_figures(of_family)
-    for group, members in groups.items():
-        figures[group] = compute_figures([entry for entry in asked if entry.item.family in members])
-    return figures
+        by_family[family] = compute_figures(of_family)
+    by_group = {
+        group: compute_figures([entry for entry in asked if entry.item.family in members])
+        for group, members in groups.items()
+    }
+    return by_group | by_family
 
 
 def _build_row(method: str, entry: AskedItem) -> Row:

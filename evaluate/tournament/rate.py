@@ -21,6 +21,9 @@ from evaluate.tournament.elo import compute_elo, elo_interval
 from evaluate.tournament.games import NUM_RESAMPLES, Games, build_games
 from evaluate.tournament.options import RateOptions
 
+# Fewer questions (or comparisons) than this have an interval that is too narrow, or empty.
+MIN_RESAMPLED = 10
+
 
 def run_rate(options: RateOptions) -> None:
     """Rate the models in files of votes; report the result."""
@@ -44,6 +47,7 @@ def rate_models(options: RateOptions) -> EvalResult:
         "orders_disagree": sum(comparison.orders_disagree for comparison in comparisons),
         "judges": judges,
         "bootstrap_over": "questions" if len(questions) > 1 else "comparisons",
+        "resampled": len(questions) if len(questions) > 1 else len(comparisons),
         "models": _rate(games, names, comparisons, options.seed),
         "first_place": {judge: _first_place_bias(battles, judge) for judge in judges},
         "pairs_in_unequal_orders": _count_unequal_pairs(battles),
@@ -217,6 +221,11 @@ def _describe_comparisons(metrics: dict[str, Any]) -> list[str]:
 def _describe_doubts(metrics: dict[str, Any]) -> list[str]:
     """Return lines about ranks that are not certain, and ratings that are not determined."""
     lines = []
+    if metrics["resampled"] < MIN_RESAMPLED:
+        lines.append(
+            f"not certain: any rank. The intervals are over {metrics['resampled']} "
+            f"{metrics['bootstrap_over']}, and fewer than {MIN_RESAMPLED} show no doubt"
+        )
     for better, worse in zip(metrics["models"], metrics["models"][1:], strict=False):
         if better["bradley_terry"]["low"] <= worse["bradley_terry"]["high"]:
             lines.append(

@@ -13,6 +13,9 @@ from common.yaml_files import load_yaml
 from model.checkpoint import locate
 from model.llama import Llama
 
+# Figures further down in a results file, such as those of single families of rules, are left out.
+MAX_SCORE_DEPTH = 2
+
 
 def build_model_card(
     checkpoint: Path,
@@ -145,7 +148,11 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
         if isinstance(values, dict) and values.get("step") == step and "weights" not in values:
             del values["step"]
             values.pop("made", None)  # command, versions, machine
-            scores |= {f"{file.stem} {key}": value for key, value in flatten(values).items()}
+            scores |= {
+                f"{file.stem} {key}": value
+                for key, value in flatten(values).items()
+                if key.count(".") <= MAX_SCORE_DEPTH
+            }
     rows = {}
     for key, value in scores.items():
         if not isinstance(value, str | bool) and (text := format_value(value)):

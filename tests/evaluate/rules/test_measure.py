@@ -66,7 +66,7 @@ def test_a_taught_family_is_held_in_and_right(
             assert calendar[form]["right"]["rate"] == 1.0
             assert calendar[form]["right"]["questions"] == count
             assert calendar[form]["without_rule"]["rate"] == 0.0
-            assert calendar[form]["rule_use"]["difference"] == 1.0
+            assert calendar[form]["rule_use"]["mean"] == 1.0
             assert calendar[form]["common_sense"]["rate"] == 0.0
         assert calendar["without"]["common_sense"]["rate"] == 1.0
     assert figures["trained_on"]["families"] == ["calendar"]

@@ -1,5 +1,6 @@
 """Load the checkpoint that an evaluation command measures."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,13 @@ class LoadedCheckpoint:
     @cached_property
     def identity(self) -> dict[str, str | int]:
         """Return what the outputs of the model depend on, for results that are kept on disk."""
-        return {**self.provenance, "sha256": locate.weights_sha256(self.folder)}
+        template = hashlib.sha256(repr(self.template).encode()).hexdigest()
+        return {
+            **self.provenance,
+            "sha256": locate.weights_sha256(self.folder),
+            "tokenizer": self.tokenizer.fingerprint,
+            "template": template,
+        }
 
     @cached_property
     def template(self) -> Template:

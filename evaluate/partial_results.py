@@ -1,14 +1,13 @@
 """Results of single questions on disk, so that an interrupted measurement goes on where it was.
 
 A command that writes FILE (`--json`, else `--predictions`) keeps the results that it has so far in
-`FILE.partial`, and deletes it when it ends. The file has a first line that says what the results
-depend on, and then a line for each question: `{"key": …, "result": …}`.
+`FILE.partial` until FILE is written. It has a first line that says what the results
+depend on, and then a line for each question: a checksum and `{"key": …, "result": …}`.
 """
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,19 +37,25 @@ class PartialResults:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        """Read the lines of the file; of another header, none. The last line may be torn."""
+        """Read the lines of the file whose checksum is right; the last one may be torn.
+
+        A file with another header is moved away: it may have taken hours.
+        """
         text = path.read_text("utf-8", errors="replace")
         header, *lines = text.split("\n")
         if header != self._header:
-            path.unlink()
+            backup = path.with_name(path.name + ".old")
+            path.replace(backup)
+            print(f"{path} is of another model or other options: moved to {backup}")
             return
         if not text.endswith("\n"):
             # Without this the next line would continue the torn one.
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
+            checksum, _, entry_text = line.partition(" ")
+            if checksum == _hash(entry_text):
+                entry = json.loads(entry_text)
                 self._results[entry["key"]] = entry["result"]
 
     def compute(
@@ -97,24 +102,21 @@ class PartialResults:
             if is_new:
                 file.write(self._header + "\n")
             for key, result in results.items():
-                file.write(json.dumps({"key": key, "result": result}, ensure_ascii=False) + "\n")
-
-    def delete(self) -> None:
-        """Delete the file."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+                entry_text = json.dumps({"key": key, "result": result}, ensure_ascii=False)
+                file.write(f"{_hash(entry_text)} {entry_text}\n")
 
 
-@contextlib.contextmanager
-def partial_results(output: Path | None, depends_on: dict[str, Any]) -> Iterator[PartialResults]:
-    """Yield the partial results of a command that writes `output`, if it writes a file at all.
+def partial_results(output: Path | None, depends_on: dict[str, Any]) -> PartialResults:
+    """Return the partial results of a command that writes `output`, if it writes a file at all.
 
-    They are deleted when the block succeeds, and kept when it raises. See `PartialResults`.
+    `evaluate.result.report_result` deletes their file once `output` is written.
     """
-    path = output.with_name(output.name + ".partial") if output is not None else None
-    results = PartialResults(path, depends_on)
-    yield results
-    results.delete()
+    return PartialResults(partial_path(output) if output is not None else None, depends_on)
+
+
+def partial_path(output: Path) -> Path:
+    """Return the file of the partial results of a command that writes `output`."""
+    return output.with_name(output.name + ".partial")
 
 
 def _hash(text: str) -> str:

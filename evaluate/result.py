@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment
+from evaluate.partial_results import partial_path
 from evaluate.predictions import MODEL_FIELDS, write_predictions
 
 Row = dict[str, Any]
@@ -49,7 +50,8 @@ def report_result(
 ) -> None:
     """Print the lines of the result, and write the files that are not None.
 
-    Each line of `predictions_file` also names the model.
+    Then the partial results of an interrupted call are deleted, if there are any. Each line of
+    `predictions_file` also names the model.
     """
     print("\n".join(result.lines))
     if predictions_file:
@@ -61,3 +63,5 @@ def report_result(
         # Results files have the environment under the key "made".
         environment = collect_environment(result.device)
         write_json(json_file, {**result.provenance, **result.metrics, "made": environment})
+    if output := json_file or predictions_file:
+        partial_path(output).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ answer may not know that the letter stands for it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluate.choice.questions import LETTERS, ChoiceQuestion
 from evaluate.choice.subjects import CEVAL, CMMLU
@@ -26,7 +26,7 @@ class Request:
     without_question: Continuations | None
     """None if letters are scored."""
     is_cut: bool
-    """Whether the prompt has lost its beginning, because it exceeds the context."""
+    """Whether the prompt has lost its beginning or examples, because it exceeds the context."""
 
 
 RequestBuilder = Callable[[ChoiceQuestion, Sequence[ChoiceQuestion]], Request]
@@ -88,22 +88,28 @@ class _HarnessBuilder:
 
 
 class _LetterBuilder:
-    """The prompts of the authors of CMMLU and C-Eval; of the letter, its last id is scored.
+    """The prompts of the authors of CMMLU and C-Eval, with the letter as it follows the prompt.
 
-    Solved examples that do not fit are left out, the first ones first.
+    Of a prompt that does not fit, CMMLU's code leaves out the longest solved examples; those of
+    C-Eval are left out here from the first one on.
     """
 
     def __init__(self, convention: str, tokenizer: Tokenizer, context: int) -> None:
         self._convention, self._tokenizer, self._context = convention, tokenizer, context
-        self._letters = [tokenizer.encode(letter)[-1:] for letter in LETTERS]
+        self._letters = [ids[-1:] for ids in tokenizer.encode_continuation(list(LETTERS))]
 
     def __call__(self, question: ChoiceQuestion, shots: Sequence[ChoiceQuestion]) -> Request:
         options = self._letters[: len(question.options)]
-        for first in range(len(shots) + 1):
-            prompt = self._prompt(question, shots[first:])
-            if len(prompt) < self._context:
-                break
-        return _cut_start(prompt, options, self._context)
+        kept = list(shots)
+        prompt = self._prompt(question, kept)
+        while kept and len(prompt) >= self._context:
+            if self._convention == "cmmlu":
+                kept.remove(max(kept, key=lambda shot: len(self._body(shot))))
+            else:
+                del kept[0]
+            prompt = self._prompt(question, kept)
+        request = _cut_start(prompt, options, self._context)
+        return replace(request, is_cut=request.is_cut or len(kept) < len(shots))
 
     def _prompt(self, question: ChoiceQuestion, shots: Sequence[ChoiceQuestion]) -> list[int]:
         if self._convention == "cmmlu":
@@ -122,17 +128,27 @@ class _LetterBuilder:
 
 
 class _TextBuilder:
-    """The text of each option as the answer to the question in plain text."""
+    """The text of each option as the answer to the question in plain text.
+
+    Solved examples that do not fit are left out, the first ones first.
+    """
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
 
     def __call__(self, question: ChoiceQuestion, shots: Sequence[ChoiceQuestion]) -> Request:
-        text = "".join(f"{self._body(shot)}{shot.options[shot.answer]}\n\n" for shot in shots)
         options = self._tokenizer.encode_continuation(question.options)
-        request = _cut_start(self._encode(text + self._body(question)), options, self._context)
+        longest = max(map(len, options))
+        for first in range(len(shots) + 1):
+            solved = [
+                f"{self._body(shot)}{shot.options[shot.answer]}\n\n" for shot in shots[first:]
+            ]
+            prompt = self._encode("".join(solved) + self._body(question))
+            if len(prompt) + longest <= self._context:
+                break
+        request = _cut_start(prompt, options, self._context)
         cue = Continuations(self._encode(ANSWER_CUE), request.with_question.options)
-        return Request(request.with_question, cue, request.is_cut)
+        return Request(request.with_question, cue, request.is_cut or first > 0)
 
     def _encode(self, text: str) -> list[int]:
         return [self._tokenizer.bos_id, *self._tokenizer.encode(text)]

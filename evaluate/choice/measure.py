@@ -40,31 +40,40 @@ def run_choice(options: ChoiceOptions) -> None:
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     build = request_builder(options.convention, loaded.model, loaded.tokenizer, loaded.template)
     requests = [
-        build(question, shots_by_subject.get(question.subject, ())) for question in questions
+        build(
+            question,
+            # Files of examples may have the question itself.
+            [
+                shot
+                for shot in shots_by_subject.get(question.subject, ())
+                if (shot.question, shot.passage) != (question.question, question.passage)
+            ],
+        )
+        for question in questions
     ]
     num_cut = sum(request.is_cut for request in requests)
     if num_cut:
-        print(f"longer than the context, without their beginning: {num_cut:,} questions")
+        print(f"longer than the context, without beginning or some examples: {num_cut:,} questions")
     output = options.json_file or options.predictions
-    with partial_results(output, dict(loaded.identity)) as results:
-        rows = _score_requests(options, loaded, results, questions, requests)
-        metrics = {"cut": num_cut, **_compute_metrics(options.source, questions, rows)}
-        label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        headline = f"{label}: {len(questions):,} questions, {_describe_convention(options)}"
-        result = EvalResult(
-            lines=[headline, *_format_report(metrics, questions, rows)],
-            metrics={
-                "measured": label,
-                "convention": options.convention,
-                "shots": options.shots,
-                "shot_seed": options.shot_seed,
-                **metrics,
-            },
-            provenance=loaded.provenance,
-            rows=rows,
-            device=device,
-        )
-        report_result(result, options.json_file, options.predictions)
+    results = partial_results(output, dict(loaded.identity))
+    rows = _score_requests(options, loaded, results, questions, requests)
+    metrics = {"cut": num_cut, **_compute_metrics(options.source, questions, rows)}
+    label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    headline = f"{label}: {len(questions):,} questions, {_describe_convention(options)}"
+    result = EvalResult(
+        lines=[headline, *_format_report(metrics, questions, rows)],
+        metrics={
+            "measured": label,
+            "convention": options.convention,
+            "shots": options.shots,
+            "shot_seed": options.shot_seed,
+            **metrics,
+        },
+        provenance=loaded.provenance,
+        rows=rows,
+        device=device,
+    )
+    report_result(result, options.json_file, options.predictions)
 
 
 def _limit(questions: list[ChoiceQuestion], limit: int | None) -> list[ChoiceQuestion]:

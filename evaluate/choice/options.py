@@ -51,6 +51,8 @@ class ChoiceOptions(MeasureOptions):
                 f"--shots {self.shots}: --source {self.source} has no examples of its own; name "
                 "files of them with --shot_input"
             )
+        if self.predictions and not self.checkpoint:
+            lines.append("--predictions has the scores of a model: give --checkpoint RUN too")
         if self.shots and self.convention == "chat":
             lines.append("--shots: --convention chat has no solved examples; leave one out")
         return lines

@@ -144,8 +144,12 @@ def _read_c3(path: Path) -> list[ChoiceQuestion]:
     for number, entry in enumerate(entries, 1):
         try:
             lines, asked = entry[0], entry[1]
+            if not isinstance(lines, list):
+                raise ValueError("the text is no list of lines")
             passage = "\n".join(lines)
             for item in asked:
+                if not isinstance(item["choice"], list):
+                    raise ValueError("the choice is no list of options")
                 options = tuple(item["choice"])
                 questions.append(
                     _checked_question("c3", item["question"], options, item["answer"], passage)
@@ -195,6 +199,11 @@ def _checked_question(
     letters = LETTERS[: len(options)]
     if answer in options:
         index = options.index(answer)
+        if isinstance(answer, str) and answer in letters and letters.index(answer) != index:
+            raise ValueError(
+                f"the answer {answer!r} is the letter of one option and the text of another: give "
+                "its number, from 0"
+            )
     elif isinstance(answer, str) and len(answer) == 1 and answer in letters:
         index = letters.index(answer)
     elif type(answer) is int and 0 <= answer < len(options):

@@ -32,8 +32,9 @@ Generated problems are of all levels up to --difficulty, equally many of each:
 --export FILE writes generated problems with worked solutions as conversations, to train on:
   python -m evaluate.maths --source arithmetic --count 20000 --export sums.jsonl
   make sft DATA=sums.jsonl
-What is tested is never in such a file: a hash of the numbers of a problem decides whether it
-belongs to tests or to training, whatever the seed and the words are."""
+No problem of a test is in such a file of the same --source: a hash of the numbers of a problem
+decides whether it belongs to tests or to training, whatever the seed and the words are. A single
+step of a longer solution may be a problem of a test, and so may a sum of the other source."""
 
 
 def main() -> None:

@@ -42,22 +42,22 @@ def run_maths(options: MathsOptions) -> None:
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
-    with partial_results(output, depends_on) as results:
-        answers = answer_resumably(
-            results,
-            "answering",
-            loaded,
-            [Question((), problem.question, "", "") for problem in problems],
-            max_new_tokens=options.max_new_tokens,
-            batch=options.batch,
-        )
-        all_rows = [
-            row if answer is not None else None
-            for row, answer in zip(_build_rows(problems, answers), answers, strict=True)
-        ]
-        rows = drop_unanswered(all_rows, options.input or (options.source,))
-        result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
-        report_result(result, options.json_file, options.predictions)
+    results = partial_results(output, depends_on)
+    answers = answer_resumably(
+        results,
+        "answering",
+        loaded,
+        [Question((), problem.question, "", "") for problem in problems],
+        max_new_tokens=options.max_new_tokens,
+        batch=options.batch,
+    )
+    all_rows = [
+        row if answer is not None else None
+        for row, answer in zip(_build_rows(problems, answers), answers, strict=True)
+    ]
+    rows = drop_unanswered(all_rows, options.input or (options.source,))
+    result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
+    report_result(result, options.json_file, options.predictions)
 
 
 def _build_rows(problems: Sequence[Problem], answers: Sequence[ModelAnswer | None]) -> list[Row]:

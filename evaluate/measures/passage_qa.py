@@ -54,28 +54,27 @@ def run_passage_qa(options: PassageQAOptions) -> None:
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
-    with partial_results(output, depends_on) as results:
-        answer_pairs = _generate_answers(options, loaded, results, question_pairs)
-        all_rows = [
-            _build_row(*questions, *answers)
-            for questions, answers in zip(question_pairs, answer_pairs, strict=True)
-        ]
-        rows = drop_unanswered(all_rows, options.input)
-        metrics = _compute_metrics(rows)
-        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        headline = (
-            f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, "
-            f"at most {options.max_new_tokens} tokens"
-        )
-        result = EvalResult(
-            lines=[headline, *_format_report(metrics, rows)],
-            metrics={"measured": run_label, "records": len(with_passage), **metrics},
-            provenance=loaded.provenance,
-            rows=rows,
-            device=device,
-        )
-        # Here, so that the answers are kept if a file cannot be written.
-        report_result(result, options.json_file, options.predictions)
+    results = partial_results(output, depends_on)
+    answer_pairs = _generate_answers(options, loaded, results, question_pairs)
+    all_rows = [
+        _build_row(*questions, *answers)
+        for questions, answers in zip(question_pairs, answer_pairs, strict=True)
+    ]
+    rows = drop_unanswered(all_rows, options.input)
+    metrics = _compute_metrics(rows)
+    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    headline = (
+        f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, "
+        f"at most {options.max_new_tokens} tokens"
+    )
+    result = EvalResult(
+        lines=[headline, *_format_report(metrics, rows)],
+        metrics={"measured": run_label, "records": len(with_passage), **metrics},
+        provenance=loaded.provenance,
+        rows=rows,
+        device=device,
+    )
+    report_result(result, options.json_file, options.predictions)
 
 
 def pair_with_control_passages(

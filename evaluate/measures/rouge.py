@@ -1,7 +1,6 @@
 """ROUGE of the summaries of a checkpoint, a baseline, or a file of predictions."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,10 +85,10 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     articles, data_label, case = read_articles(options, options.limit)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     provenance = {**loaded.provenance, "decoding": describe_decoding(options)}
-    with open_partial_results(options, loaded) as results:
-        rows = _generate_summaries(options, loaded, articles, results)
-        run_label = f"{options.checkpoint} on {data_label}"
-        return _score_rows(run_label, rows, case, provenance, device)
+    results = open_partial_results(options, loaded)
+    rows = _generate_summaries(options, loaded, articles, results)
+    run_label = f"{options.checkpoint} on {data_label}"
+    return _score_rows(run_label, rows, case, provenance, device)
 
 
 def describe_decoding(options: RougeOptions) -> str:
@@ -104,9 +103,7 @@ def describe_decoding(options: RougeOptions) -> str:
     return f"{search}, at most {options.max_new_tokens} tokens"
 
 
-def open_partial_results(
-    options: RougeOptions, loaded: LoadedCheckpoint
-) -> AbstractContextManager[PartialResults]:
+def open_partial_results(options: RougeOptions, loaded: LoadedCheckpoint) -> PartialResults:
     """Open the answers of an interrupted call; see `evaluate.partial_results`."""
     decoding = options.model_dump(
         include={

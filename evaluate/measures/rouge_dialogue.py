@@ -103,10 +103,10 @@ def evaluate_dialogue(options: RougeOptions) -> EvalResult:
     num_phrasing_records = options.phrasing_records or DIALOGUE_PHRASING_RECORDS
     phrasings = build_phrasings(articles[:num_phrasing_records])
     asked = [*conditions, *phrasings]
-    with open_partial_results(options, loaded) as results:
-        questions = [question for condition in asked for question in condition.questions]
-        answers = answer_resumably(options, loaded, questions, results)
-        rows = _score_answers(asked, records, answers, loaded.template, case)
+    results = open_partial_results(options, loaded)
+    questions = [question for condition in asked for question in condition.questions]
+    answers = answer_resumably(options, loaded, questions, results)
+    rows = _score_answers(asked, records, answers, loaded.template, case)
     scores = _split_by_condition(rows, asked)
     metrics = _compute_metrics(
         dict(zip([condition.name for condition in conditions], scores, strict=False)),

@@ -65,11 +65,11 @@ def run_squad(options: PassageQAOptions) -> None:
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
-    with partial_results(output, depends_on) as results:
-        all_rows = _answer_questions(options, loaded, results, questions)
-        rows = drop_unanswered(all_rows, options.input)
-        result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
-        report_result(result, options.json_file, options.predictions)
+    results = partial_results(output, depends_on)
+    all_rows = _answer_questions(options, loaded, results, questions)
+    rows = drop_unanswered(all_rows, options.input)
+    result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
+    report_result(result, options.json_file, options.predictions)
 
 
 def read_questions(options: PassageQAOptions) -> list[GoldQuestion]:

@@ -23,6 +23,11 @@ from evaluate.report.run_reader import Point, RunRecord
 TITLE = "Runs side by side"
 # Figures with an interval in the picture of a results file.
 MAX_INTERVALS_SHOWN = 60
+# Of results with more figures than a picture can show: those that it has, by the name of the file.
+PICTURED_KEYS = {
+    "rules": re.compile(r"\.(right|rule_use)$"),
+    "rouge-dialogue": re.compile(r"\.rouge\.stripped\.rouge-1$"),
+}
 # Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
@@ -203,11 +208,14 @@ def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: 
 
     The name of the picture file begins with `file_prefix`.
     """
-    all_keys = [
-        key
-        for key in _unique_items(results)
-        if any(parse_interval(result.get(key)) for result in results)
-    ]
+    all_keys = select_pictured_keys(
+        name,
+        [
+            key
+            for key in _unique_items(results)
+            if any(parse_interval(result.get(key)) for result in results)
+        ],
+    )
     if not all_keys:
         return []
     keys = all_keys[:MAX_INTERVALS_SHOWN]
@@ -223,6 +231,15 @@ def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: 
     number = "" if keys == all_keys else f"the first {len(keys)} of {len(all_keys)} "
     alt_text = f"{name}: {number}figures with their 95 % intervals"
     return [Picture(f"{file_prefix}-{slug}.svg", alt_text, picture)]
+
+
+def select_pictured_keys(name: str, keys: Sequence[str]) -> list[str]:
+    """Return the keys that the picture of the results file `name` shows; see PICTURED_KEYS."""
+    for prefix, pattern in PICTURED_KEYS.items():
+        # The results of one set of a mixture have its name behind a hyphen.
+        if name == prefix or name.startswith(f"{prefix}-"):
+            return [key for key in keys if pattern.search(key)]
+    return list(keys)
 
 
 def _sample_blocks(runs: Sequence[RunRecord]) -> list[Block]:

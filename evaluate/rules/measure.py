@@ -39,22 +39,33 @@ def evaluate_rules(options: RulesOptions) -> EvalResult:
     }
     asked_by_method: dict[str, list[AskedItem]] = {}
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
-    with partial_results(options.json_file or options.predictions, depends_on) as results:
-        if options.method != "generation":
-            asked_by_method["likelihood"] = ask_by_likelihood(
-                results, loaded, _all_items(items_by_family, options.count)
-            )
-        if options.method != "likelihood":
-            asked_by_method["generation"] = ask_by_generation(
-                results,
-                loaded,
-                _all_items(items_by_family, options.generation_count),
-                max_new_tokens=options.max_new_tokens,
-                batch=options.batch,
-            )
+    results = partial_results(options.json_file or options.predictions, depends_on)
+    if options.method != "generation":
+        asked_by_method["likelihood"] = ask_by_likelihood(
+            results, loaded, _all_items(items_by_family, options.count)
+        )
+    if options.method != "likelihood":
+        asked_by_method["generation"] = ask_by_generation(
+            results,
+            loaded,
+            _all_items(items_by_family, options.generation_count),
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
+        )
     label = f"{options.checkpoint}, difficulty {options.difficulty}, seed {options.seed}"
     lines = [f"{label}: rules that are not known, in {len(options.families)} families"]
-    metrics: dict[str, Any] = {"measured": label}
+    different = {
+        family: len({item.values for item in items}) for family, items in items_by_family.items()
+    }
+    repeating = [
+        f"{family} {count}" for family, count in different.items() if count < options.count
+    ]
+    if repeating:
+        lines.append(
+            f"different values in the questions of {options.count} items, the others are the same "
+            f"in other words or under other rules: {', '.join(repeating)}"
+        )
+    metrics: dict[str, Any] = {"measured": label, "different_values": different}
     titles = {
         "likelihood": f"likelihood: the candidate with the largest {CONVENTION}",
         "generation": f"generation: greedy, at most {options.max_new_tokens} tokens",

@@ -33,24 +33,24 @@ def watch_run(options: WatchOptions) -> None:
     earlier = read_earlier_answers(json_file, settings, question_sets)
     # Read before the checkpoints are asked, so that a damaged file stops the command at once.
     read_validation_losses(run)
-    with partial_results(json_file, settings) as results:
-        steps = answer_steps(options, question_sets, earlier, results, device)
-        kept_steps = set(list_steps(run))
-        result = build_result(run, steps, kept_steps, question_sets)
-        notes = []
-        if len(kept_steps) == 1:
-            notes.append(
-                f"{run} keeps one checkpoint: train with --checkpoint.keep all to compare several."
-            )
-        report_result(
-            EvalResult(
-                lines=[*_format_lines(result), *notes, *result.conclusions],
-                metrics={**result.to_json(), "settings": settings},
-                provenance={"run": str(run)},
-                device=device,
-            ),
-            json_file,
+    results = partial_results(json_file, settings)
+    steps = answer_steps(options, question_sets, earlier, results, device)
+    kept_steps = set(list_steps(run))
+    result = build_result(run, steps, kept_steps, question_sets)
+    notes = []
+    if len(kept_steps) == 1:
+        notes.append(
+            f"{run} keeps one checkpoint: train with --checkpoint.keep all to compare several."
         )
+    report_result(
+        EvalResult(
+            lines=[*_format_lines(result), *notes, *result.conclusions],
+            metrics={**result.to_json(), "settings": settings},
+            provenance={"run": str(run)},
+            device=device,
+        ),
+        json_file,
+    )
     title = f"Checkpoints of {run}"
     print(write_page(run / WATCH_NAME, title, build_page(result, title, notes)))
 

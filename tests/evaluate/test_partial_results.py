@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.partial_results import PartialResults, partial_results
+from evaluate.result import EvalResult, report_result
 
 
 def _double(asked: list[int]) -> object:
@@ -29,8 +30,10 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path) -> None:
         asked.extend(items)
         return [2 * item for item in items]
 
-    with pytest.raises(KeyboardInterrupt), partial_results(output, {"model": "a"}) as results:
-        results.compute("test", range(9), interrupt_after_two_chunks, chunk_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        partial_results(output, {"model": "a"}).compute(
+            "test", range(9), interrupt_after_two_chunks, chunk_size=2
+        )
     # A kill in the middle of a write.
     with partial.open("a") as file:
         file.write('{"key": "to')
@@ -41,13 +44,27 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path) -> None:
             range(0, 18, 2)
         )
         assert asked == expected_asked
-    # Of another model nothing is taken over.
+    # A damaged line is computed again.
+    partial.write_text(partial.read_text().replace('"result": 4}', '"result": 5}'))
     asked = []
-    with partial_results(output, {"model": "b"}) as results:
-        results.compute("test", range(9), _double(asked))
-        assert len(asked) == 9
-        assert json.loads(partial.read_text().splitlines()[0]) == {"model": "b"}
+    results = PartialResults(partial, {"model": "a"})
+    assert results.compute("test", range(9), _double(asked)) == list(range(0, 18, 2))
+    assert asked == [2]
+    # Of another model nothing is taken over, and its results are kept.
+    asked = []
+    partial_results(output, {"model": "b"}).compute("test", range(9), _double(asked))
+    assert len(asked) == 9
+    assert json.loads(partial.read_text().splitlines()[0]) == {"model": "b"}
+    # Deleted once the results are written, not before: a disk may be full.
+    result = EvalResult(["done"], {}, {})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OSError):
+        report_result(result, output, folder)
+    assert partial.exists()
+    report_result(result, output)
     assert not partial.exists()
+    assert '{"model": "a"}' in partial.with_name(f"{partial.name}.old").read_text()
 
 
 def test_equal_items_are_computed_once(tmp_path: Path) -> None:

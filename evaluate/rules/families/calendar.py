@@ -61,7 +61,7 @@ def draw(rng: random.Random, difficulty: int) -> Item | None:
     rules = _DAY_RULES if is_week else _MONTH_RULES
     return Item(
         family=NAME,
-        values=(is_week, length, now, steps),
+        values=(is_week, now, steps),
         question=rng.choice(_DAY_QUESTIONS if is_week else _MONTH_QUESTIONS).format(
             now=names[now], steps=steps
         ),

@@ -50,7 +50,7 @@ def draw(rng: random.Random, difficulty: int) -> Item:
     half = rng.choice([code[subject] + verb + object_, subject + verb + code[object_]])
     return Item(
         family=NAME,
-        values=(message, tuple(sorted(code.items()))),
+        values=(message,),
         question=rng.choice(_QUESTIONS).format(name=draw_name(rng), message=message),
         rule=rng.choice(_RULES).format(
             table="，".join(f"“{word}”表示{meaning}" for word, meaning in entries)

@@ -37,7 +37,7 @@ _CONTRARY_RULES = (
 )
 # By difficulty: the largest number that is left, and the largest numbers eaten, vanishing with each
 # that is eaten, and new for each.
-_LIMITS = {1: (9, 3, 1, 3), 2: (20, 5, 3, 4), 3: (40, 9, 5, 6)}
+_LIMITS = {1: (30, 5, 1, 3), 2: (20, 5, 3, 4), 3: (40, 9, 5, 6)}
 
 
 def draw(rng: random.Random, difficulty: int) -> Item:
@@ -55,7 +55,7 @@ def draw(rng: random.Random, difficulty: int) -> Item:
     words = {"thing": thing, "unit": unit, "verb": verb}
     return Item(
         family=NAME,
-        values=(count, eaten, vanishing, new),
+        values=(count, eaten),
         question=rng.choice(_QUESTIONS).format(
             name=draw_name(rng), count=count, eaten=eaten, **words
         ),

@@ -45,7 +45,7 @@ def draw(rng: random.Random, difficulty: int) -> Item | None:
         term = f"({term}){sign}{numbers[2]}"
     return Item(
         family=NAME,
-        values=(tuple(numbers), first, second),
+        values=(tuple(numbers),),
         question=rng.choice(_QUESTIONS).format(term=term),
         rule=rng.choice(_RULES).format(sign=sign, first=first, second=second),
         contrary_rule=rng.choice(_CONTRARY_RULES).format(sign=sign),

@@ -73,7 +73,7 @@ def draw(rng: random.Random, difficulty: int) -> Item:
     words = [adjective if reverses_action else action for action, adjective, _ in said]
     return Item(
         family=NAME,
-        values=(tuple(said), reverses_action),
+        values=(tuple(said),),
         question=rng.choice(_QUESTIONS).format(name=draw_name(rng), order=order),
         rule=rng.choice(_ACTION_RULES if reverses_action else _PROPERTY_RULES),
         contrary_rule=rng.choice(_CONTRARY_RULES).format(

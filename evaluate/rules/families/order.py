@@ -60,7 +60,7 @@ def draw(rng: random.Random, difficulty: int) -> Item | None:
     words = {"measure": measure, "large": large, "small": small}
     return Item(
         family=NAME,
-        values=(tuple(sorted(numbers)), key_name, asks_largest),
+        values=(tuple(sorted(numbers)),),
         question=rng.choice(_QUESTIONS).format(
             list="，".join(f"{name}{number}{unit}" for number, name in name_of.items()),
             measure=measure,

@@ -50,7 +50,7 @@ def draw(rng: random.Random, difficulty: int) -> Item | None:
     tree = rng.choice(_TREES)
     return Item(
         family=NAME,
-        values=(num_pairs, tuple(sorted(felled)), new),
+        values=(num_pairs, tuple(sorted(felled))),
         question=rng.choice(_QUESTIONS).format(
             name=draw_name(rng),
             count=2 * num_pairs,

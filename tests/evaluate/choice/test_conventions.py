@@ -60,7 +60,16 @@ def test_a_long_prompt_loses_examples_or_its_beginning(tokenizer: Tokenizer) -> 
     request = _builder("cmmlu", tokenizer, context)(question, [shot] * 3)
     two_examples = _builder("cmmlu", tokenizer)(question, [shot] * 2)
     assert request.with_question.prompt == two_examples.with_question.prompt
-    assert not request.is_cut
+    assert request.is_cut and not two_examples.is_cut
+    # The longest example goes in CMMLU's convention, the first one in others.
+    (longer,) = _with_subject("agronomy", ChoiceQuestion("", "二加二加二", SHOT.options, 1))
+    for convention, kept in (("cmmlu", [shot, shot]), ("answer-text", [longer, shot])):
+        whole = _builder(convention, tokenizer)(question, [shot, longer, shot]).with_question
+        context = len(whole.prompt) + max(map(len, whole.options)) - 1
+        request = _builder(convention, tokenizer, context)(question, [shot, longer, shot])
+        expected = _builder(convention, tokenizer)(question, kept)
+        assert request.with_question == expected.with_question
+        assert request.is_cut
     request = _builder("lm-eval", tokenizer, 40)(question, [shot] * 3)
     whole = _builder("lm-eval", tokenizer)(question, [shot] * 3).with_question.prompt
     longest = max(map(len, request.with_question.options))

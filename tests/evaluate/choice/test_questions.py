@@ -59,7 +59,7 @@ def test_ceval_folder_and_json_lines(tmp_path: Path) -> None:
     rows = [
         {"question": "一", "options": ["甲", "乙"], "answer": "B", "passage": "文"},
         {"question": "二", "options": {"A": "甲", "B": "乙"}, "answer": "乙", "subject": "s"},
-        {"question": "三", "options": ["B", "A"], "answer": "A"},
+        {"question": "三", "options": ["B", "A"], "answer": 1},
         {"question": "四", "options": ["甲", "乙", "丙"], "answer": 0},
     ]
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -102,6 +102,10 @@ def test_subjects_are_those_of_the_datasets() -> None:
         ("jsonl", "q.jsonl", b'{"question": "q", "options": ["a", "b"], "answer": true}', "'True'"),
         ("jsonl", "q.jsonl", b'{"question": "q", "options": ["a", "b"], "answer": "C"}', "up to B"),
         ("jsonl", "q.jsonl", b'{"question": "q", "options": ["a", "b"]}', "'None'"),
+        ("jsonl", "q.jsonl", b'{"question": "q", "options": ["B", "A"], "answer": "A"}', "letter"),
+        ("c3", "c3.json", b'[["ab", [], "1"]]', "no list of lines"),
+        ("c3", "c3.json", b'[[["a"], [{"question": "q", "choice": "ab", "answer": "a"}]]]',
+         "no list of options"),
     ],
 )  # fmt: skip
 def test_broken_files_get_one_line(

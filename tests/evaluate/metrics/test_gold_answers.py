@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from evaluate.metrics.gold_answers import exact_match, overlap_f1, split_tokens
 
 # As the evaluation script of CMRC 2018 lists it.
-PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』"
+PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 TEXTS = st.text(alphabet="张三的 aB1２.,，。-·《》é%\n", max_size=14)
 
 
@@ -18,13 +18,16 @@ def tokens_by_definition(text: str) -> list[str]:
     tokens: list[str] = []
     kinds: list[str] = []
     for place, char in enumerate(kept):
-        kind = "letter" if char.isalpha() else "number" if char.isdigit() else "other"
+        kind = "word" if char.isalnum() else "other"
         if "一" <= char <= "\u9fa5":
             kind = "chinese"
-        # A separator belongs to the digits on both sides.
-        if char in ".," and kinds[-1:] == ["number"] and kept[place + 1 : place + 2].isdigit():
-            kind = "number"
-        if kind in ("letter", "number") and kinds and kinds[-1] == kind:
+        token = tokens[-1] if kinds[-1:] == ["word"] else ""
+        has_separator = "." in token or "," in token
+        # A separator belongs to a number that goes on after it; letters do not follow one.
+        is_inside = char in ".," and kept[place + 1 : place + 2].isdigit()
+        is_number = token.replace(".", "").replace(",", "").isdigit()
+        goes_on = kind == "word" and (char.isdigit() or not has_separator)
+        if token and (goes_on or (is_inside and is_number)):
             tokens[-1] += char
         else:
             tokens.append(char)
@@ -60,6 +63,7 @@ def test_f1_counts_the_longest_run_and_not_all_that_is_shared() -> None:
     assert overlap_f1("北京的大学", ["北京大学"]) == pytest.approx(4 / 9)
     assert overlap_f1("1786年", ["1786 年"]) == 1
     assert overlap_f1("17年", ["1786年"]) == 0.5
+    assert split_tokens("4G网速covid19，3.5kg") == ["4g", "网", "速", "covid19", "3.5", "kg"]
     # Tokens that are frequent in a long answer count as well.
     assert overlap_f1("天" + "山水" * 150, ["山水" * 150]) == pytest.approx(600 / 601)
 
@@ -70,4 +74,6 @@ def test_exact_match_ignores_case_and_the_punctuation_of_the_script() -> None:
     assert exact_match("iPhone", ["IPHONE"])
     assert not exact_match("35", ["3.5"])
     assert not exact_match("本草", ["本草纲目"])
+    # The list has …… , which no single character is.
+    assert not exact_match("本草…", ["本草"])
     assert not exact_match("答", [])

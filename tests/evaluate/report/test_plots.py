@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.files import write_json
+from evaluate.report.page import select_pictured_keys
 from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves, plot_intervals
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
@@ -124,6 +125,17 @@ def test_figures_with_intervals_are_drawn(two: tuple[Path, Path]) -> None:
     (picture,) = pictures.values()
     groups = {element.get("id") for element in picture.iter(f"{SVG_NAMESPACE}g")}
     assert {"run-1", "run-2"} <= groups
+
+
+def test_pictures_of_large_results_have_the_main_figures() -> None:
+    """Prevents a picture whose sixty rows end before the figures that the measure is about."""
+    keys = ["all.with.right", "all.with.rule_use", "all.with.common_sense", "x.answered"]
+    assert select_pictured_keys("rules", keys) == keys[:2]
+    assert select_pictured_keys("rules-set", keys) == keys[:2]
+    assert select_pictured_keys("rulesets", keys) == keys
+    dialogue = ["conditions.a.rouge.stripped.rouge-1", "conditions.a.rouge.whole.rouge-1"]
+    assert select_pictured_keys("rouge-dialogue", dialogue) == dialogue[:1]
+    assert select_pictured_keys("rouge", dialogue) == dialogue
 
 
 def test_intervals_stand_at_their_values() -> None:

@@ -9,6 +9,7 @@ import pytest
 from common.errors import UserError
 from evaluate.rules.families import FAMILIES
 from evaluate.rules.generate import DIFFICULTIES, draw_items
+from evaluate.rules.item import RULE_FORMS
 
 
 @pytest.mark.slow
@@ -47,17 +48,32 @@ def test_fewer_items_are_the_first_ones(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_and_test_share_no_values(family: str) -> None:
     """A model that is tested on numbers or words that it was trained on, by another seed."""
-    values = {
-        split: {
-            item.values
+    items = {
+        split: [
+            item
             for seed in (0, 1)
             for difficulty in DIFFICULTIES
             for item in draw_items(family, 60, difficulty, seed, split)
-        }
+        ]
         for split in ("train", "test")
     }
+    values = {split: {item.values for item in members} for split, members in items.items()}
     assert len(values["train"]) > 30
     assert not values["train"] & values["test"]
+    # Nor is a question with one of its rules the same, where the values of the other differ.
+    for form in RULE_FORMS:
+        asked = {
+            split: {(item.question, item.passage(form)) for item in members}
+            for split, members in items.items()
+        }
+        assert not asked["train"] & asked["test"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_new_values_come_before_other_words_for_the_same(family: str) -> None:
+    """Prevents a count of items most of which ask the same, and intervals that are too narrow."""
+    items = draw_items(family, 24, 1, 0, "test")
+    assert len({item.values for item in items[:16]}) == 16
 
 
 def test_a_family_with_too_few_items_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

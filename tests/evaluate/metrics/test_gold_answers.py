@@ -63,7 +63,7 @@ def test_f1_counts_the_longest_run_and_not_all_that_is_shared() -> None:
     assert overlap_f1("北京的大学", ["北京大学"]) == pytest.approx(4 / 9)
     assert overlap_f1("1786年", ["1786 年"]) == 1
     assert overlap_f1("17年", ["1786年"]) == 0.5
-    assert split_tokens("4G网速covid19，3.5kg") == ["4g", "网", "速", "covid19", "3.5", "kg"]
+    assert split_tokens("4G网速covid19 3.5kg") == ["4g", "网", "速", "covid19", "3.5", "kg"]
     # Tokens that are frequent in a long answer count as well.
     assert overlap_f1("天" + "山水" * 150, ["山水" * 150]) == pytest.approx(600 / 601)
 

@@ -85,7 +85,7 @@ def _read_csv(source: str, path: Path) -> list[ChoiceQuestion]:
     data = read_limited(path)
     if not is_utf8(data):
         raise UserError(f"{path} is {describe_encoding(data, path)}")
-    rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
     subject = _subject_of_file(source, path)
     questions: list[ChoiceQuestion] = []
     try:

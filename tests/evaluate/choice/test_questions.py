@@ -88,7 +88,7 @@ def test_subjects_are_those_of_the_datasets() -> None:
         ("cmmlu", "agronomy.csv", b",Question,A,B,C,D,Answer\n0,q,1,2,3,4,E\n", "line 2: expected"),
         ("cmmlu", "agronomy.csv", b",Question,A,B,C,D,Answer\n0,q,1,2,3,C\n", "line 2: expected 7"),
         ("cmmlu", "agronomy.csv", "问题".encode("gbk"), "is not UTF-8 but GBK"),
-        ("cmmlu", "agronomy.csv", b",Question,A,B,C,D,Answer\n0," + b"x" * 140_000, "not a table"),
+        ("cmmlu", "agronomy.csv", b',Question,A,B,C,D,Answer\n0,"q', "not a table"),
         ("ceval", "logic_test.csv", b"id,question,A,B,C,D\n0,q,1,2,3,4\n", "has no answers"),
         ("c3", "c3.json", b"{}", "expected a list"),
         ("c3", "c3.json", b'[[["a"], [{"question": "q"}], "1"]]', "entry 1 is not of C3"),

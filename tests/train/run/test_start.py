@@ -9,6 +9,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from common.options import default_values
 from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
 from train.options import PretrainOptions, SftOptions
@@ -56,7 +57,8 @@ def test_help_defaults_do_not_depend_on_existing_runs(
         with pytest.raises(SystemExit):
             parse_train_options(PretrainOptions, "pretrain", "")
         text = " ".join(capsys.readouterr().out.split())
-        assert "start (default: 500)" in text and "7654321" not in text
+        default = default_values(PretrainOptions)["max_steps"]
+        assert f"start (default: {default})" in text and "7654321" not in text
 
 
 def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path) -> None:

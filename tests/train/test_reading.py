@@ -102,7 +102,8 @@ def test_model_of_the_sample_answers_from_passages_that_people_wrote(
 ) -> None:
     """Prevents a model that reads the sample's own passages only.
 
-    Forty-five steps of fine-tuning are enough for this bound; README has the figure of the whole model.
+    Forty-five steps of fine-tuning are enough for this bound; README has the figure of the whole
+    model.
     """
     options = {"run": tmp_path / "run", "base": "none", "data": "redgpt", "max_steps": 45}
     # Without pretraining higher rates than the default learn faster.

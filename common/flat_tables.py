@@ -42,10 +42,14 @@ def parse_interval(value: Any) -> tuple[float, float, float] | None:
     """
     if not isinstance(value, dict) or value.keys() not in (MEAN_KEYS, RATE_KEYS):
         return None
-    numbers = [parse_number(value[key]) for key in ("mean", "rate", "low", "high") if key in value]
-    if not all(number is not None and math.isfinite(number) for number in numbers):
-        return None
-    middle, low, high = map(float, numbers)  # type: ignore[arg-type]
+    middle_key = "mean" if "mean" in value else "rate"
+    numbers = []
+    for key in (middle_key, "low", "high"):
+        number = parse_number(value[key])
+        if number is None or not math.isfinite(number):
+            return None
+        numbers.append(float(number))
+    middle, low, high = numbers
     return middle, low, high
 
 

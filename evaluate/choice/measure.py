@@ -15,7 +15,7 @@ from evaluate.choice.subjects import find_categories
 from evaluate.choice.trivial import trivial_scores
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.metrics.continuations import Continuations, score_continuations
-from evaluate.metrics.proportion import Proportion
+from evaluate.metrics.proportion import Proportion, compare_with_trivial
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, report_result
@@ -220,10 +220,10 @@ def _format_report(
             f"{letter} {share:.0%}" for letter, share in figures["predicted_letters"].items()
         )
         lines.append(f"predicted, {scoring}: {shares}")
-        relation = "above" if figures["above_trivial"] else "not above"
+        best = metrics["trivial"][best_name]
         lines.append(
-            f"{scoring}: {figures['rate']:.1%} is {relation} the best trivial method beyond its "
-            f"interval ({best_name}, {metrics['trivial'][best_name]:.1%})"
+            f"{scoring}: {figures['rate']:.1%} is {compare_with_trivial(figures, best)} the best "
+            f"trivial method ({best_name}, {best:.1%})"
         )
     question, row = questions[0], rows[0]
     lines.append(

@@ -13,7 +13,7 @@ from evaluate.maths.numbers import last_number
 from evaluate.maths.options import GENERATED, MathsOptions
 from evaluate.maths.problems import Problem
 from evaluate.maths.sources import load_problems
-from evaluate.metrics.proportion import Proportion
+from evaluate.metrics.proportion import Proportion, compare_with_trivial
 from evaluate.model_answer import ModelAnswer
 from evaluate.partial_results import partial_results
 from evaluate.predictions import excerpt
@@ -167,9 +167,5 @@ def _share(flags: Sequence[bool]) -> Proportion:
 def _compare_with_trivial(right: dict[str, dict[str, float]]) -> str:
     """Return a line that says whether the model beats the best trivial method."""
     best = max(right["last_number"]["rate"], right["most_frequent"]["rate"])
-    verdict = "not told apart from"
-    if right["model"]["low"] > best:
-        verdict = "above"
-    elif right["model"]["high"] < best:
-        verdict = "below"
+    verdict = compare_with_trivial(right["model"], best)
     return f"the model is {verdict} the best trivial method"

@@ -20,7 +20,7 @@ from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.measures.passage_qa import NOT_MENTIONED
 from evaluate.metrics.gold_answers import exact_match, overlap_f1
 from evaluate.metrics.passage_baselines import longest_number_or_name, most_similar_sentence
-from evaluate.metrics.proportion import Proportion
+from evaluate.metrics.proportion import Proportion, compare_with_trivial
 from evaluate.metrics.repetition import is_looping
 from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
@@ -274,12 +274,7 @@ def _compare_with_trivial(metrics: dict[str, Any]) -> list[str]:
     lines = []
     for key, label in (("exact", "exact match"), ("f1", "F1")):
         best = max(scores[key]["rate"] for scores in metrics["trivial"].values())
-        right = metrics["right"][key]
-        verdict = "not told apart from"
-        if right["low"] > best:
-            verdict = "above"
-        elif right["high"] < best:
-            verdict = "below"
+        verdict = compare_with_trivial(metrics["right"][key], best)
         lines.append(f"{label} with the right passage is {verdict} the best trivial method")
     return lines
 

@@ -50,3 +50,16 @@ class Proportion:
         """Return the figures of a results file."""
         low, high = self.interval
         return {"rate": self.rate, "low": low, "high": high, "questions": self.total}
+
+
+def compare_with_trivial(figure: dict[str, float], trivial_rate: float) -> str:
+    """Return `above`, `below` or `not told apart from`: a rate beside that of a trivial method.
+
+    `figure` is a rate with its interval, see `Proportion.to_json`. A rate whose interval contains
+    that of the trivial method is not told apart from it.
+    """
+    if figure["low"] > trivial_rate:
+        return "above"
+    if figure["high"] < trivial_rate:
+        return "below"
+    return "not told apart from"

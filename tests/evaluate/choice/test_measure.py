@@ -114,7 +114,7 @@ def test_a_model_that_was_taught_the_answers_is_above_trivial_methods(
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_command(*command)
     assert json.loads(figures.read_text())["accuracy"]["PMI"]["rate"] == 0
-    assert "PMI: 0.0% is not above the best trivial method" in capsys.readouterr().out
+    assert "PMI: 0.0% is below the best trivial method" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluate.metrics.proportion import Proportion
+from evaluate.metrics.proportion import Proportion, compare_with_trivial
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (7, 20), (500, 1743), (3.5, 9)])
@@ -24,3 +24,16 @@ def test_no_questions() -> None:
     assert Proportion(0, 0).interval == (0, 1)
     assert Proportion(1, 2) + Proportion(0, 2) == Proportion(1, 4)
     assert str(Proportion(1, 4)) == "25.0 % (4.6 – 69.9)"
+
+
+def test_a_rate_is_above_a_trivial_one_only_beyond_its_interval() -> None:
+    """Prevents a verdict from the rates alone, and 0 of n questions above a method that gets 0."""
+    figure = Proportion(50, 100).to_json()
+    assert compare_with_trivial(figure, figure["low"] - 0.01) == "above"
+    assert compare_with_trivial(figure, 0.45) == "not told apart from"
+    assert compare_with_trivial(figure, figure["high"] + 0.01) == "below"
+    # Rounding left a lower end of 1e-18 for many n.
+    for total in range(1, 2000):
+        none, all_right = Proportion(0, total), Proportion(total, total)
+        assert none.interval[0] == 0 and all_right.interval[1] == 1
+        assert compare_with_trivial(none.to_json(), 0.0) == "not told apart from"

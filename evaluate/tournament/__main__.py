@@ -1,12 +1,12 @@
 """`python -m evaluate.tournament`: compare the answers of several models, and rate them."""
 
-import difflib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from common.errors import UserError, run_main
-from common.options import Options, parse_options
+from common.errors import run_main
+from common.options import Options
+from common.subcommands import parse_subcommand
 from evaluate.tournament.options import AnswerOptions, JudgeOptions, RateOptions
 
 ANSWER_DESCRIPTION = """Let a checkpoint answer a file of questions.
@@ -49,20 +49,8 @@ The judge's key comes from the environment variable OPENAI_API_KEY."""
 
 def main() -> None:
     """Run the command that the first argument names."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command in ("-h", "--help"):
-        print(_format_help())
-        return
-    if command not in COMMANDS:
-        close_matches = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"the commands are {', '.join(COMMANDS)}"
-        if close_matches:
-            hint = f"did you mean {close_matches[0]}?"
-        problem = f"unknown command {command!r}" if command else "no command is given"
-        raise UserError(f"{problem}; {hint}")
-    schema, description = COMMANDS[command]
-    options = parse_options(
-        schema, sys.argv[2:], name=f"evaluate.tournament {command}", description=description
+    command, options = parse_subcommand(
+        sys.argv[1:], COMMANDS, program="evaluate.tournament", examples=EXAMPLES
     )
     # Imported here so that --help and invalid options answer without loading PyTorch and NumPy.
     run: Callable[[Any], None]
@@ -73,24 +61,6 @@ def main() -> None:
     else:
         from evaluate.tournament.rate import run_rate as run
     run(options)
-
-
-def _format_help() -> str:
-    """Return the help: usage, the first lines of the commands' descriptions, and examples."""
-    command_lines = [
-        f"  {name:8} {description.splitlines()[0]}" for name, (_, description) in COMMANDS.items()
-    ]
-    return "\n".join(
-        [
-            "usage: python -m evaluate.tournament COMMAND [--option value] ...",
-            "",
-            *command_lines,
-            "",
-            "python -m evaluate.tournament COMMAND --help explains a command and its options.",
-            "",
-            EXAMPLES,
-        ]
-    )
 
 
 if __name__ == "__main__":

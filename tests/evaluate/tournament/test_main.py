@@ -19,7 +19,9 @@ def test_help_shows_a_whole_tournament(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Commands that cannot be found, or a help that does not say in which order they are run."""
-    run(monkeypatch, "--help")
+    with pytest.raises(SystemExit) as left:
+        run(monkeypatch, "--help")
+    assert left.value.code == 0
     printed = capsys.readouterr().out
     positions = [printed.index(f"evaluate.tournament {command} --") for command in COMMANDS]
     assert positions == sorted(positions)

@@ -30,18 +30,23 @@ class EvalResult:
     """The torch.device of the model; None without a model."""
 
 
-def drop_unanswered(rows: Sequence[Row | None], inputs: Sequence[str]) -> list[Row]:
+def drop_unanswered(rows: Sequence[Row | None], inputs: Sequence[str], context: int) -> list[Row]:
     """Return the rows of answered questions, and print how many questions were left out.
 
     A row is None if the prompt of its question leaves no room for an answer in the context. Raises
-    UserError if no question is answered; `inputs` are the files that the message names.
+    UserError if no question is answered; `inputs` are the files that the message names, and
+    `context` is the length in tokens that the model was trained on.
     """
     answered = [row for row in rows if row is not None]
     num_dropped = len(rows) - len(answered)
     if num_dropped:
         print(f"left out, no room for an answer in the context: {num_dropped:,} questions")
     if not answered:
-        raise UserError(f"--input {' '.join(inputs)}: no question fits the model's context")
+        raise UserError(
+            f"--input {' '.join(inputs)}: no question fits the model's context of {context} tokens "
+            "with room for an answer: give shorter passages, a lower --max_new_tokens, or a model "
+            "that was trained on longer rows"
+        )
     return answered
 
 

@@ -55,7 +55,9 @@ def run_maths(options: MathsOptions) -> None:
         row if answer is not None else None
         for row, answer in zip(_build_rows(problems, answers), answers, strict=True)
     ]
-    rows = drop_unanswered(all_rows, options.input or (options.source,))
+    rows = drop_unanswered(
+        all_rows, options.input or (options.source,), loaded.model.trained_context
+    )
     result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
     report_result(result, options.json_file, options.predictions)
 

@@ -60,7 +60,7 @@ def run_passage_qa(options: PassageQAOptions) -> None:
         _build_row(*questions, *answers)
         for questions, answers in zip(question_pairs, answer_pairs, strict=True)
     ]
-    rows = drop_unanswered(all_rows, options.input)
+    rows = drop_unanswered(all_rows, options.input, loaded.model.trained_context)
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
     headline = (

@@ -64,7 +64,9 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
         loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
     )
     rows = drop_unanswered(
-        [_build_row(question, answer) for question, answer in answers], options.input
+        [_build_row(question, answer) for question, answer in answers],
+        options.input,
+        loaded.model.trained_context,
     )
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"

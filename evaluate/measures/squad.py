@@ -67,7 +67,7 @@ def run_squad(options: PassageQAOptions) -> None:
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
     results = partial_results(output, depends_on)
     all_rows = _answer_questions(options, loaded, results, questions)
-    rows = drop_unanswered(all_rows, options.input)
+    rows = drop_unanswered(all_rows, options.input, loaded.model.trained_context)
     result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
     report_result(result, options.json_file, options.predictions)
 

@@ -1,4 +1,4 @@
-"""Programs of several commands: `python -m PROGRAM COMMAND [--option value] …`."""
+"""Programs of several commands: the first argument names one, the rest are its options."""
 
 import difflib
 from collections.abc import Mapping, Sequence

@@ -33,10 +33,10 @@ Of each answer is counted how much is copied from the passage that it was given:
 characters in parts of at least four that are in the passage. True answers are the yardstick.
 
 --index DIR: also with the passages that a question finds in an index of python -m data.index which
-has those of --input, alone or among others: the first, and the first --passages joined by line
-ends. Of these the last ones are left out where all do not fit the context. redgpt: they are found
-by the conversation so far, the question and the true turns before it; how often the right passage
-is found is printed for the question alone, too.
+has those of --input, alone or among others: the first, and the first --passages together, joined
+by line ends, the best last. The worst are left out where all do not fit the context. redgpt: they
+are found by the conversation so far, the question and the true turns before it; how often the right
+passage is found is printed for the question alone, too.
 
   python -m data.index --source redgpt --input test.json --out data/indexed/test
   python -m evaluate.passage_qa --checkpoint runs/x --source redgpt --input test.json \\

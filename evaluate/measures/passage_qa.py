@@ -29,6 +29,7 @@ from evaluate.measures.retrieved_passages import (
     check_indexed,
     describe_shortened,
     find_rank,
+    join_passages,
     label_retrieved,
     recall_figures,
     search_passages,
@@ -243,7 +244,7 @@ def _build_rows(
                 "rank": find_rank(found.by_conversation[index], question.passage),
                 "rank_by_question": find_rank(found.by_question[index], question.passage),
                 "all_fit": asked[TOGETHER][index].passage
-                == "\n".join(found.by_conversation[index]),
+                == join_passages(found.by_conversation[index]),
             }
         rows.append(row)
     return rows

@@ -29,6 +29,7 @@ from evaluate.measures.retrieved_passages import (
     check_indexed,
     describe_shortened,
     find_rank,
+    join_passages,
     label_retrieved,
     recall_figures,
     search_passages,
@@ -214,7 +215,7 @@ def _answer_questions(
             if found:
                 row["found"] = {
                     "rank": find_rank(found[number], question.written_passage),
-                    "all_fit": asked[TOGETHER][number].passage == "\n".join(converted[number]),
+                    "all_fit": asked[TOGETHER][number].passage == join_passages(converted[number]),
                 }
                 for name in RETRIEVED:
                     row[name]["passage"] = asked[name][number].passage

@@ -177,15 +177,11 @@ def test_index_is_asked_for_passages(
     for passage, other in ((camel, horse), (horse, camel)):
         conversation = Conversation(turns[passage], passage)
         # With both passages the model answers what was asked for, and then 九岁.
-        both = f"{passage}\n{other}"
+        both = f"{other}\n{passage}"
         for question, answer in zip(
             extract_questions(conversation), (turns[passage][0].answer, "九岁"), strict=True
         ):
-            for text, taught in (
-                (passage, question.answer),
-                (other, "文中没有提到。"),
-                (both, answer),
-            ):
+            for text, taught in ((passage, question.answer), (both, answer)):
                 prompt = Template().encode_prompt(
                     tokenizer, question.history, question.question, text
                 )
@@ -200,14 +196,10 @@ def test_index_is_asked_for_passages(
     figures = json.loads(out.read_text(encoding="utf-8"))
     retrieved = figures["retrieved"]
     assert (retrieved["passages"], retrieved["count"], retrieved["shortened"]) == (2, 2, 0)
-    for name, exact, refused, copied in (
-        ("right", 1, 0, 1),
-        ("wrong", 0, 1, 0),
-        ("first", 1, 0, 1),
-        ("together", 0.75, 0, 1),
-    ):
+    for name, exact in (("right", 1), ("first", 1), ("together", 0.75)):
         rates = _rates((figures | retrieved)[name])
-        assert (rates["exact"], rates["not_mentioned"], rates["copied"]) == (exact, refused, copied)
+        # 九岁 is in one of the passages, but not what 小驼 was asked for.
+        assert (rates["exact"], rates["not_mentioned"], rates["copied"]) == (exact, 0, 1)
     # 多大了 alone has no token of any passage.
     found = {"R@1": 1.0, "R@2": 1.0}
     rates = _rates(retrieved["turns"])
@@ -221,7 +213,7 @@ def test_index_is_asked_for_passages(
     assert retrieved["exact_if_found"] == Proportion(4, 4).to_json()
     rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
     assert rows[2]["first"]["passage"] == horse
-    assert rows[2]["together"]["passage"] == f"{horse}\n{camel}"
+    assert rows[2]["together"]["passage"] == f"{camel}\n{horse}"
     assert rows[3]["found"] == {"rank": 1, "rank_by_question": None, "all_fit": True}
     printed = capsys.readouterr().out
     assert "first 2 found" in printed and "later turns (2), by the question alone" in printed
@@ -229,8 +221,8 @@ def test_index_is_asked_for_passages(
     loaded = load_checkpoint(folder, None, torch.device("cpu"))
     question, long = Question((), "问", "答", "文"), "长" * 300
     for passages, together in (
-        (["短", "中", "文"], "短\n中\n文"),
-        (["短", "中", long], "短\n中"),
+        (["短", "中", "文"], "文\n中\n短"),
+        (["短", "中", long], "中\n短"),
         (["短", long, "中"], "短"),
         ([long, "短"], long),
         ([], ""),

@@ -183,7 +183,7 @@ def test_index_is_asked_for_passages(
     lessons = []
     for question in read(path):
         [answer] = question.answers
-        both = f"{question.passage}\n{question.control}"
+        both = f"{question.control}\n{question.passage}"
         for passage, text in (
             (question.passage, answer),
             (question.control, "文中没有提到。"),

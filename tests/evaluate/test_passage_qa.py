@@ -234,9 +234,9 @@ def test_index_is_asked_for_passages(
         }
 
     other_index = tmp_path / "other"
-    other = tmp_path / "other.txt"
-    other.write_text("小羊怕冷。", encoding="utf-8")
-    build_index([SourceGroup("text", (str(other),))], IndexOptions(out=other_index))
+    unrelated = tmp_path / "other.txt"
+    unrelated.write_text("小羊怕冷。", encoding="utf-8")
+    build_index([SourceGroup("text", (str(unrelated),))], IndexOptions(out=other_index))
     arguments = ["--checkpoint", folder, "--source", "redgpt", "--input", path, "--index"]
     with pytest.raises(UserError, match="has none of the passages of --input"):
         run_command(passage_qa, *arguments, other_index)

@@ -15,6 +15,8 @@ _TOGETHER = "--source and --input belong together: --source csl --input FILE"
 # with every phrasing, which are hundreds.
 DIALOGUE_RECORDS = 100
 DIALOGUE_PHRASING_RECORDS = 20
+# Number of passages that `evaluate.passage_qa --index` asks with together by default.
+PASSAGES_TOGETHER = 3
 
 
 class DeviceOptions(Options):
@@ -170,6 +172,22 @@ class PassageQAOptions(AnswerOptions):
         description="squad: convert passages, questions and answers to simplified characters, or "
         "leave them as they are (default: simplified)",
     )
+    index: Path | None = Field(
+        None,
+        description="an index of python -m data.index: ask also with what each question finds in "
+        "it, the first passage, and the first --passages together",
+    )
+    passages: int | None = Field(
+        None,
+        ge=2,
+        description="with --index: how many passages to ask with together, or as many of them as "
+        f"fit the context (default: {PASSAGES_TOGETHER})",
+    )
+
+    @property
+    def passages_together(self) -> int:
+        """Return the number of passages to ask with together."""
+        return self.passages or PASSAGES_TOGETHER
 
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
@@ -180,6 +198,10 @@ class PassageQAOptions(AnswerOptions):
             lines.append("--script is for --source squad: other sources are asked as they are")
         if not self.checkpoint and self.predictions:
             lines.append("--predictions has the answers of a model: give --checkpoint RUN")
+        if not self.checkpoint and self.index:
+            lines.append("--index finds passages for a model to read: give --checkpoint RUN")
+        if self.passages and not self.index:
+            lines.append("--passages is for --index: give both, or neither")
         return lines
 
 

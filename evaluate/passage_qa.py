@@ -27,7 +27,20 @@ methods, which without --checkpoint are scored alone: the sentence of the passag
 character bigrams of the question, and the longest number or name in that sentence that the question
 does not have. Traditional characters are converted to simplified ones in passages, questions and
 answers alike, unless --script original is given. Questions that a passage does not answer (SQuAD
-2.0) are counted apart: right is an answer that says so, or an empty one."""
+2.0) are counted apart: right is an answer that says so, or an empty one.
+
+Of each answer is counted how much is copied from the passage that it was given: the share of its
+characters in parts of at least four that are in the passage. True answers are the yardstick.
+
+--index DIR: also with the passages that a question finds in an index of python -m data.index which
+has those of --input, alone or among others: the first, and the first --passages together, joined
+by line ends, the best last. The worst are left out where all do not fit the context. redgpt: they
+are found by the conversation so far, the question and the true turns before it; how often the right
+passage is found is printed for the question alone, too.
+
+  python -m data.index --source redgpt --input test.json --out data/indexed/test
+  python -m evaluate.passage_qa --checkpoint runs/x --source redgpt --input test.json \\
+      --index data/indexed/test"""
 
 
 def main() -> None:

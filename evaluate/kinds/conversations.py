@@ -176,6 +176,13 @@ def extract_questions(conversation: Conversation) -> list[Question]:
     ]
 
 
+def encode_question(template: Template, tokenizer: Tokenizer, question: Question) -> list[int]:
+    """Return the ids of the prompt that asks a question."""
+    return template.encode_prompt(
+        tokenizer, question.history, question.question, question.passage, question.system
+    )
+
+
 def answer_questions(
     model: Llama,
     tokenizer: Tokenizer,
@@ -191,12 +198,7 @@ def answer_questions(
     `batch` answers are decoded together. `on_progress` is called with the number of questions that
     are done since the last call.
     """
-    prompts = [
-        template.encode_prompt(
-            tokenizer, question.history, question.question, question.passage, question.system
-        )
-        for question in questions
-    ]
+    prompts = [encode_question(template, tokenizer, question) for question in questions]
     max_tokens = max_prompt_tokens(model.trained_context, max_new_tokens)
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
     # Questions that do not fit are done.

@@ -1,23 +1,40 @@
 """Passage QA: tell whether a model answers from the given passage or from memory.
 
 Every question is asked twice, with the passage of its record and, as the control, with the passage
-of another record. Results files call the answers with the two passages "right" and "wrong".
+of another record. Results files call the answers with the two passages "right" and "wrong". With an
+index, questions are also asked with what is found there (`evaluate.measures.retrieved_passages`).
 """
 
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import UserError
 from common.machine import resolve_device
+from data.copied_parts import copied_share
+from data.index.passage_index import PassageIndex
 from data.kinds import conversations
 from data.records import Conversation
 from evaluate.answers import answer_resumably
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.conversations import Question, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.metrics.proportion import Proportion
+from evaluate.measures.retrieved_passages import (
+    FIRST,
+    RETRIEVED,
+    TOGETHER,
+    ask_with_found,
+    check_indexed,
+    describe_shortened,
+    find_rank,
+    join_passages,
+    label_retrieved,
+    recall_figures,
+    search_passages,
+)
+from evaluate.metrics.proportion import Proportion, mean_share
 from evaluate.metrics.repetition import is_looping
 from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
@@ -37,11 +54,22 @@ NOT_MENTIONED = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an index finds for each question: `--passages` passages at most, the best first."""
+
+    index: PassageIndex
+    by_conversation: list[list[str]]
+    """By the turns before and the question; these passages are asked with."""
+    by_question: list[list[str]]
+    """By the question alone."""
+
+
 def run_passage_qa(options: PassageQAOptions) -> None:
     """Ask a checkpoint all questions with the right and with a control passage; report the result.
 
-    Raises UserError if the records have fewer than two different passages, or if no question fits
-    the model's context.
+    With an index, ask also with what it finds. Raises UserError if the records have fewer than two
+    different passages, or if no question fits the model's context.
     """
     # `PassageQAOptions.find_conflicts` requires it.
     assert options.checkpoint is not None
@@ -50,16 +78,17 @@ def run_passage_qa(options: PassageQAOptions) -> None:
     with_passage = [record for record in records if record.reference]
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
-    question_pairs = pair_with_control_passages(with_passage, " ".join(options.input))
+    pairs = pair_with_control_passages(with_passage, " ".join(options.input))
+    questions = [question for question, _ in pairs]
+    asked = {"right": questions, "wrong": [control for _, control in pairs]}
+    found = _search(options, questions)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    if found is not None:
+        asked |= ask_with_found(loaded, questions, found.by_conversation, options.max_new_tokens)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
-    results = partial_results(output, depends_on)
-    answer_pairs = _generate_answers(options, loaded, results, question_pairs)
-    all_rows = [
-        _build_row(*questions, *answers)
-        for questions, answers in zip(question_pairs, answer_pairs, strict=True)
-    ]
+    answers = _generate_answers(options, loaded, partial_results(output, depends_on), asked)
+    all_rows = _build_rows(questions, asked, answers, found)
     rows = drop_unanswered(all_rows, options.input, loaded.model.trained_context)
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
@@ -67,6 +96,13 @@ def run_passage_qa(options: PassageQAOptions) -> None:
         f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, "
         f"at most {options.max_new_tokens} tokens"
     )
+    if found is not None:
+        metrics["retrieved"] = {
+            "index": str(options.index),
+            "fingerprint": found.index.fingerprint,
+            "passages": len(found.index),
+            **_compute_retrieval(rows, options.passages_together),
+        }
     result = EvalResult(
         lines=[headline, *_format_report(metrics, rows)],
         metrics={"measured": run_label, "records": len(with_passage), **metrics},
@@ -137,64 +173,116 @@ def locate_answer(question: Question) -> str:
     return ANSWER_POSITIONS[third]
 
 
+def _search(options: PassageQAOptions, questions: Sequence[Question]) -> Found | None:
+    """Return what `--index` finds for the questions, None without it."""
+    if options.index is None:
+        return None
+    index = PassageIndex.open(options.index)
+    check_indexed(index, [question.passage for question in questions], options.index)
+    # A later question often names nothing: 他多大了？
+    conversations_so_far = [
+        "\n".join([*itertools.chain(*question.history), question.question])
+        for question in questions
+    ]
+    alone = [question.question for question in questions]
+    return Found(
+        index,
+        search_passages(index, conversations_so_far, options.passages_together, "conversation"),
+        search_passages(index, alone, options.passages_together, "question alone"),
+    )
+
+
 def _generate_answers(
     options: PassageQAOptions,
     loaded: LoadedCheckpoint,
     results: PartialResults,
-    question_pairs: Sequence[tuple[Question, Question]],
-) -> list[tuple[ModelAnswer | None, ModelAnswer | None]]:
-    """Return the answers to each pair of questions; None if the prompt does not fit the context."""
-    # First all questions with the right passage, then all with the control passage.
-    right, control = (
-        answer_resumably(
+    asked: Mapping[str, Sequence[Question]],
+) -> dict[str, list[ModelAnswer | None]]:
+    """Return the answers to the questions; None if the prompt does not fit the context."""
+    labels = _column_labels(options.passages_together)
+    return {
+        name: answer_resumably(
             results,
-            label,
+            labels[name],
             loaded,
             questions,
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
         )
-        for label, questions in zip(
-            ("right passage", "wrong passage"), zip(*question_pairs, strict=True), strict=True
-        )
-    )
-    return list(zip(right, control, strict=True))
+        for name, questions in asked.items()
+    }
 
 
-def _build_row(
-    question: Question,
-    control_question: Question,
-    answer: ModelAnswer | None,
-    control_answer: ModelAnswer | None,
-) -> Row | None:
-    """Return the line of a question in the predictions file, or None if it was not answered.
+def _column_labels(count: int) -> dict[str, str]:
+    """Return the labels of what questions are asked with, by the names of results files."""
+    return {"right": "right passage", "wrong": "wrong passage", **label_retrieved(count)}
 
-    `control_question` is the same question with the control passage.
+
+def _build_rows(
+    questions: Sequence[Question],
+    asked: Mapping[str, Sequence[Question]],
+    answers: Mapping[str, Sequence[ModelAnswer | None]],
+    found: Found | None,
+) -> list[Row | None]:
+    """Return the lines of the predictions file, None for a question that was not answered.
+
+    `asked` are the questions with each passage, `answers` those to them.
     """
-    if answer is None or control_answer is None:
-        return None
-    true_answer = question.answer.strip()
-    control_passage = control_question.passage
-    answer_part = extract_passage_answer(question) or true_answer
+    rows: list[Row | None] = []
+    for index, question in enumerate(questions):
+        scored = {}
+        for name in asked:
+            answer = answers[name][index]
+            if answer is not None:
+                scored[name] = _score_answer(asked[name][index], answer)
+        if len(scored) < len(asked):
+            rows.append(None)
+            continue
+        row = _build_row(question, scored)
+        if found is not None:
+            row["found"] = {
+                "rank": find_rank(found.by_conversation[index], question.passage),
+                "rank_by_question": find_rank(found.by_question[index], question.passage),
+                "all_fit": asked[TOGETHER][index].passage
+                == join_passages(found.by_conversation[index]),
+            }
+        rows.append(row)
+    return rows
+
+
+def _score_answer(question: Question, answer: ModelAnswer) -> Row:
+    """Return an answer, and the passage that it was asked with, for the predictions file."""
     return {
         "passage": question.passage,
-        "question": question.question,
-        "reference": true_answer,
-        "is_answerable": NOT_MENTIONED.search(true_answer) is None,
-        "place": locate_answer(question),
         "prediction": answer.text,
-        "exact": answer.text.strip() == true_answer,
+        "exact": answer.text.strip() == question.answer.strip(),
         "stopped": answer.has_eos,
         "tokens": answer.num_tokens,
-        "control": {
-            "passage": control_passage,
-            "prediction": control_answer.text,
-            "exact": control_answer.text.strip() == true_answer,
-            "stopped": control_answer.has_eos,
-            "tokens": control_answer.num_tokens,
-            # Then an exact answer to the control does not show that the model ignores the passage.
-            "answer_in_passage": answer_part in control_passage,
-        },
+        "copied": copied_share(answer.text, question.passage),
+    }
+
+
+def _build_row(question: Question, scored: dict[str, Row]) -> Row:
+    """Return the line of a question in the predictions file, with its answers of `_score_answer`.
+
+    The answer with the right passage has no level of its own, the one with another passage has the
+    key "control".
+    """
+    true_answer = question.answer.strip()
+    control = scored["wrong"]
+    answer_part = extract_passage_answer(question) or true_answer
+    return {
+        "question": question.question,
+        "turn": len(question.history) + 1,
+        "reference": true_answer,
+        "reference_copied": copied_share(true_answer, question.passage),
+        "is_answerable": NOT_MENTIONED.search(true_answer) is None,
+        "place": locate_answer(question),
+        **scored["right"],
+        # If the answer is in the control passage, an exact answer does not show that the model
+        # ignores the passage.
+        "control": {**control, "answer_in_passage": answer_part in control["passage"]},
+        **{name: scored[name] for name in RETRIEVED if name in scored},
     }
 
 
@@ -229,6 +317,9 @@ def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
         metrics["answer_in_wrong_passage"] = _rate(
             [row["control"] for row in answerable], "answer_in_passage"
         )
+        metrics["true_answers_copied"] = mean_share(
+            [row["reference_copied"] for row in answerable]
+        ).to_json()
     if unanswerable:
         metrics["unanswerable"] = {
             "questions": len(unanswerable),
@@ -237,17 +328,66 @@ def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
     return metrics
 
 
+def _compute_retrieval(rows: list[Row], count: int) -> dict[str, Any]:
+    """Return how often the right passage is found, and rates of the answers with what is found.
+
+    Recall and rates of exact answers are of the questions that the right passage answers.
+    """
+    answerable = [row for row in rows if row["is_answerable"]]
+    unanswerable = [row for row in rows if not row["is_answerable"]]
+    by_turn = {
+        "all": answerable,
+        "first turn": [row for row in answerable if row["turn"] == 1],
+        "later turns": [row for row in answerable if row["turn"] > 1],
+    }
+    has_right_first = [row["found"]["rank"] == 1 for row in answerable]
+    firsts = [row[FIRST] for row in answerable]
+    metrics: dict[str, Any] = {
+        "count": count,
+        # Questions that were asked with fewer passages than they found.
+        "shortened": sum(not row["found"]["all_fit"] for row in rows),
+    }
+    for name in RETRIEVED:
+        metrics[name] = _answer_rates(
+            [row[name] for row in rows], [row[name] for row in answerable]
+        )
+        if unanswerable:
+            metrics[name]["unanswerable"] = _rate([row[name] for row in unanswerable], "exact")
+    metrics["exact_if_found"] = _rate(list(itertools.compress(firsts, has_right_first)), "exact")
+    metrics["turns"] = {
+        turns: {
+            "conversation": _recall(chosen, "rank", count),
+            "question": _recall(chosen, "rank_by_question", count),
+            "right": _rate(chosen, "exact"),
+            **{name: _rate([row[name] for row in chosen], "exact") for name in RETRIEVED},
+        }
+        for turns, chosen in by_turn.items()
+        if chosen
+    }
+    return metrics
+
+
+def _recall(rows: list[Row], key: str, count: int) -> dict[str, Rate]:
+    figures = recall_figures([row["found"][key] for row in rows], count)
+    return {limit: share.to_json() for limit, share in figures.items()}
+
+
 def _answer_rates(answers: list[Row], answerable: list[Row]) -> dict[str, Rate]:
     """Return the rates of answers that `<eos>` ends, and of those that loop.
 
     Of `answerable`, the answers to questions that the right passage answers, also return those that
-    are exact, and those that say that the passage does not have it.
+    are exact, those that say that the passage does not have it, and the mean share that is copied
+    from the passage that they were given.
     """
     loops = [is_looping(answer["prediction"]) for answer in answers]
     rates = {"stopped": _rate(answers, "stopped"), "loops": _rate_of(loops)}
     if answerable:
         refusals = [bool(NOT_MENTIONED.search(answer["prediction"])) for answer in answerable]
-        rates |= {"exact": _rate(answerable, "exact"), "not_mentioned": _rate_of(refusals)}
+        rates |= {
+            "exact": _rate(answerable, "exact"),
+            "not_mentioned": _rate_of(refusals),
+            "copied": mean_share([answer["copied"] for answer in answerable]).to_json(),
+        }
     return rates
 
 
@@ -266,34 +406,70 @@ def _format_rate(rate: Rate) -> str:
 def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
     """Return the lines of the report: a table of rates, then the first questions.
 
-    The table has a column for the right passage and one for a wrong passage (the control).
+    The table has a column for the right passage, one for a wrong passage (the control) and, with an
+    index, one for the first passage found and one for several.
     """
-    right = metrics["right"]
-    control = metrics["wrong"]
-    table: list[tuple[str, Rate, Rate | None]] = []
+    retrieved = metrics.get("retrieved", {})
+    labels = _column_labels(retrieved.get("count", 0))
+    columns = {name: metrics[name] for name in ("right", "wrong")}
+    columns |= {name: retrieved[name] for name in RETRIEVED if retrieved}
+    table: list[tuple[str, dict[str, Rate]]] = []
+
+    def add_rates(label: str, key: str) -> None:
+        table.append((label, {name: rates[key] for name, rates in columns.items()}))
+
     if metrics["answerable"]:
-        label = f"exact answers ({metrics['answerable']:,})"
-        table.append((label, right["exact"], control["exact"]))
+        add_rates(f"exact answers ({metrics['answerable']:,})", "exact")
+        for turns in ("first turn", "later turns"):
+            if figures := retrieved.get("turns", {}).get(turns):
+                table.append((f"  {turns} ({figures['right']['questions']:,})", figures))
         # By where in the passage the answer stands.
         for position, rates in metrics["places"].items():
-            table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
-        table.append(("refused to answer", right["not_mentioned"], control["not_mentioned"]))
+            table.append((f"  {position} ({rates['questions']:,})", rates))
+        add_rates("copied from the passage", "copied")
+        add_rates("refused to answer", "not_mentioned")
     if "unanswerable" in metrics:
         rates = metrics["unanswerable"]
-        table.append((f"unanswerable ({rates['questions']:,}), exact", rates["exact"], None))
-    table.append(("stopped by <eos>", right["stopped"], control["stopped"]))
-    table.append(("loops", right["loops"], control["loops"]))
-    lines = [f"{'':26}{'right passage':>24}{'wrong passage':>24}"]
-    for label, right_rate, control_rate in table:
-        control_cell = "" if control_rate is None else f"{_format_rate(control_rate):>24}"
-        lines.append(f"{label:26}{_format_rate(right_rate):>24}{control_cell}")
+        label = f"unanswerable ({rates['questions']:,}), exact"
+        found_rates = {name: retrieved[name]["unanswerable"] for name in RETRIEVED if retrieved}
+        table.append((label, {"right": rates["exact"], **found_rates}))
+    add_rates("stopped by <eos>", "stopped")
+    add_rates("loops", "loops")
+    lines = [f"{'':26}" + "".join(f"{labels[name]:>24}" for name in columns)]
+    for label, cells in table:
+        texts = (_format_rate(cells[name]) if name in cells else "" for name in columns)
+        lines.append(f"{label:26}{''.join(f'{text:>24}' for text in texts)}".rstrip())
     if metrics["answerable"]:
+        rate = _format_rate(metrics["true_answers_copied"])
+        lines.append(f"the true answers are copied from the right passage: {rate}")
         rate = _format_rate(metrics["answer_in_wrong_passage"])
         lines.append(f"the true answer is in the wrong passage too: {rate}")
+    if retrieved:
+        lines += _format_retrieval(retrieved)
     for row in rows[:NUM_EXAMPLES_SHOWN]:
         lines.append(
             f"{excerpt(row['question'])} → {excerpt(row['prediction'])!r}, "
             f"true: {excerpt(row['reference'])!r}, "
             f"with the wrong passage: {excerpt(row['control']['prediction'])!r}"
         )
+    return lines
+
+
+def _format_retrieval(retrieved: dict[str, Any]) -> list[str]:
+    """Return a table of how often the right passage is found among all of the index."""
+    count = retrieved["count"]
+    limits = ("R@1", f"R@{count}")
+    title = f"right one of {retrieved['passages']:,} found"
+    lines = [f"{title:50}" + "".join(f"{limit:>24}" for limit in limits)]
+    for turns, figures in retrieved["turns"].items():
+        # Before the first turn there is no conversation.
+        queries = {"question": "question alone", "conversation": "conversation"}
+        for key, query in list(queries.items())[: 1 if turns == "first turn" else 2]:
+            label = f"  {turns} ({figures['right']['questions']:,}), by the {query}"
+            cells = "".join(f"{_format_rate(figures[key][limit]):>24}" for limit in limits)
+            lines.append(f"{label:50}{cells}")
+    rate = _format_rate(retrieved["exact_if_found"])
+    lines.append(f"exact answers where the first passage found is the right one: {rate}")
+    if retrieved["shortened"]:
+        lines.append(describe_shortened(count, retrieved["shortened"]))
     return lines

@@ -1,15 +1,19 @@
 """Reading comprehension with gold answers: exact match and F1, beside trivial methods.
 
 Every question is asked three times: with its passage, with another one, and without any. Results
-files call the answers "right", "wrong" and "none". The trivial methods see the right passage.
+files call the answers "right", "wrong" and "none". The trivial methods see the right passage. With
+an index, questions are also asked with what is found there
+(`evaluate.measures.retrieved_passages`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
 from common.machine import resolve_device
+from data.copied_parts import copied_share
+from data.index.passage_index import PassageIndex
 from data.readers.files import expand_inputs, print_files_about_data
 from data.records import BadRecord
 from data.sources.squad import PassageQuestion, iter_passages
@@ -18,11 +22,22 @@ from evaluate.answers import answer_resumably
 from evaluate.kinds.conversations import Question
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.measures.passage_qa import NOT_MENTIONED
+from evaluate.measures.retrieved_passages import (
+    RETRIEVED,
+    TOGETHER,
+    ask_with_found,
+    check_indexed,
+    describe_shortened,
+    find_rank,
+    join_passages,
+    label_retrieved,
+    recall_figures,
+    search_passages,
+)
 from evaluate.metrics.gold_answers import exact_match, overlap_f1
 from evaluate.metrics.passage_baselines import longest_number_or_name, most_similar_sentence
-from evaluate.metrics.proportion import Proportion, compare_with_trivial
+from evaluate.metrics.proportion import Proportion, compare_with_trivial, mean_share
 from evaluate.metrics.repetition import is_looping
-from evaluate.model_answer import ModelAnswer
 from evaluate.options import PassageQAOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt
@@ -44,7 +59,8 @@ CONVENTION = "CMRC 2018: without punctuation; F1 by the longest common run of ch
 class GoldQuestion:
     """A question with its gold answers, none if the passage does not answer it.
 
-    `control` is a passage that it is not about.
+    `control` is a passage that it is not about, `written_passage` the passage in the characters of
+    the file.
     """
 
     id: str
@@ -52,6 +68,7 @@ class GoldQuestion:
     control: str
     question: str
     answers: tuple[str, ...]
+    written_passage: str
 
 
 def run_squad(options: PassageQAOptions) -> None:
@@ -61,14 +78,18 @@ def run_squad(options: PassageQAOptions) -> None:
         rows = [_build_row(question) for question in questions]
         report_result(_score_rows(options, rows), options.json_file)
         return
+    index = None
+    if options.index is not None:
+        index = PassageIndex.open(options.index)
+        check_indexed(index, [question.written_passage for question in questions], options.index)
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
     results = partial_results(output, depends_on)
-    all_rows = _answer_questions(options, loaded, results, questions)
+    all_rows = _answer_questions(options, loaded, results, questions, index)
     rows = drop_unanswered(all_rows, options.input, loaded.model.trained_context)
-    result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device)
+    result = _score_rows(options, rows, len(all_rows) - len(rows), loaded, device, index)
     report_result(result, options.json_file, options.predictions)
 
 
@@ -81,10 +102,10 @@ def read_questions(options: PassageQAOptions) -> list[GoldQuestion]:
     inputs = list(options.input)
     paths = expand_inputs(inputs)
     print_files_about_data(inputs)
-    convert = to_simplified if options.script != "original" else str
+    convert = _converter(options)
     bad_records = []
-    # With their passages.
-    questions: list[tuple[str, PassageQuestion]] = []
+    # With their passages, converted and not.
+    questions: list[tuple[str, str, PassageQuestion]] = []
     for item in (item for path in paths for item in iter_passages(path)):
         if isinstance(item, BadRecord):
             bad_records.append(item)
@@ -93,14 +114,14 @@ def read_questions(options: PassageQAOptions) -> list[GoldQuestion]:
         for question in item.questions:
             answers = tuple(convert(answer) for answer in question.answers)
             converted = PassageQuestion(question.id, convert(question.question), answers)
-            questions.append((context, converted))
+            questions.append((context, item.context, converted))
     if bad_records:
         first = bad_records[0]
         print(
             f"left out, unreadable: {len(bad_records):,} questions, the first {first.file} line "
             f"{first.line}: {first.reason}"
         )
-    passages = list(dict.fromkeys(passage for passage, _ in questions))
+    passages = list(dict.fromkeys(passage for passage, _, _ in questions))
     if len(passages) < 2:
         raise UserError(
             f"--input {' '.join(inputs)}: has questions about {len(passages)} passages, and the "
@@ -114,9 +135,15 @@ def read_questions(options: PassageQAOptions) -> list[GoldQuestion]:
             _choose_control(passages, places[passage], question.answers),
             question.question,
             question.answers,
+            written_passage,
         )
-        for passage, question in questions[: options.limit]
+        for passage, written_passage, question in questions[: options.limit]
     ]
+
+
+def _converter(options: PassageQAOptions) -> Callable[[str], str]:
+    """Return the function that gives texts the characters of `--script`."""
+    return to_simplified if options.script != "original" else str
 
 
 def _choose_control(passages: Sequence[str], place: int, answers: Sequence[str]) -> str:
@@ -141,38 +168,64 @@ def _answer_questions(
     loaded: LoadedCheckpoint,
     results: PartialResults,
     questions: Sequence[GoldQuestion],
+    index: PassageIndex | None,
 ) -> list[Row | None]:
     """Return the rows with the answers of the model; None if a prompt does not fit the context."""
-    answers: dict[str, list[ModelAnswer | None]] = {}
-    for name, label in PASSAGES.items():
-        asked = []
-        for question in questions:
-            passage = {"right": question.passage, "wrong": question.control, "none": ""}[name]
-            asked.append(Question((), question.question, "", passage))
-        answers[name] = answer_resumably(
+    asked: dict[str, list[Question]] = {name: [] for name in PASSAGES}
+    for question in questions:
+        passages = {"right": question.passage, "wrong": question.control, "none": ""}
+        for name, passage in passages.items():
+            asked[name].append(Question((), question.question, "", passage))
+    found: list[list[str]] = []
+    converted: list[list[str]] = []
+    if index is not None:
+        queries = [question.question for question in questions]
+        found = search_passages(index, queries, options.passages_together, "question")
+        convert = _converter(options)
+        converted = [[convert(text) for text in passages] for passages in found]
+        asked |= ask_with_found(loaded, asked["right"], converted, options.max_new_tokens)
+    labels = _column_labels(options)
+    answers = {
+        name: answer_resumably(
             results,
-            label,
+            labels[name],
             loaded,
-            asked,
+            asked_questions,
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
         )
+        for name, asked_questions in asked.items()
+    }
     rows: list[Row | None] = []
-    for index, question in enumerate(questions):
+    for number, question in enumerate(questions):
         row = _build_row(question)
-        for name in PASSAGES:
-            answer = answers[name][index]
+        for name in asked:
+            answer = answers[name][number]
             if answer is None:
                 rows.append(None)
                 break
+            passage = asked[name][number].passage
             row[name] = {
                 **_score_answer(answer.text, question.answers),
+                "copied": copied_share(answer.text, passage),
                 "stopped": answer.has_eos,
                 "tokens": answer.num_tokens,
             }
         else:
+            if found:
+                row["found"] = {
+                    "rank": find_rank(found[number], question.written_passage),
+                    "all_fit": asked[TOGETHER][number].passage == join_passages(converted[number]),
+                }
+                for name in RETRIEVED:
+                    row[name]["passage"] = asked[name][number].passage
             rows.append(row)
     return rows
+
+
+def _column_labels(options: PassageQAOptions) -> dict[str, str]:
+    """Return the labels of what questions are asked with, by the names of results files."""
+    return PASSAGES | (label_retrieved(options.passages_together) if options.index else {})
 
 
 def _build_row(question: GoldQuestion) -> Row:
@@ -186,6 +239,9 @@ def _build_row(question: GoldQuestion) -> Row:
         "question": question.question,
         "answers": list(question.answers),
         "answer_in_wrong_passage": any(answer in question.control for answer in question.answers),
+        "reference_copied": copied_share(question.answers[0], question.passage)
+        if question.answers
+        else None,
         "trivial": {
             "sentence": _score_answer(sentence, question.answers),
             "number_or_name": _score_answer(number_or_name, question.answers),
@@ -209,10 +265,12 @@ def _score_rows(
     num_left_out: int = 0,
     loaded: LoadedCheckpoint | None = None,
     device: Any = None,
+    index: PassageIndex | None = None,
 ) -> EvalResult:
     """Return the report of all rows, which have answers of a model if there is one.
 
-    `num_left_out` questions have no row, because they do not fit the context of the model.
+    `num_left_out` questions have no row, because they do not fit the context of the model. With an
+    index, rows also have what is found there.
     """
     script = options.script or "simplified"
     files = " ".join(options.input)
@@ -234,8 +292,8 @@ def _score_rows(
         "convention": CONVENTION,
     }
     lines = [headline, f"{'':33}{'exact match %':>22}{'F1 %':>24}"]
-    names = PASSAGES if loaded is not None else {}
-    for name, label in names.items():
+    labels = _column_labels(options) if loaded is not None else {}
+    for name, label in labels.items():
         scores = _scores([row[name] for row in answerable])
         metrics[name] = {key: score.to_json() for key, score in scores.items()}
         lines.append(_format_scores(label, scores))
@@ -246,7 +304,9 @@ def _score_rows(
         lines.append(_format_scores(label, scores))
     if loaded is not None:
         lines += _compare_with_trivial(metrics)
-        lines += _describe_answers(metrics, answerable, unanswerable)
+        lines += _describe_answers(metrics, labels, answerable, unanswerable)
+        if index is not None:
+            lines += _describe_retrieval(metrics, options, index, rows)
         lines += _format_examples(answerable)
     return EvalResult(
         lines=[*lines, f"scored as {CONVENTION}"],
@@ -280,10 +340,16 @@ def _compare_with_trivial(metrics: dict[str, Any]) -> list[str]:
 
 
 def _describe_answers(
-    metrics: dict[str, Any], answerable: list[Row], unanswerable: list[Row]
+    metrics: dict[str, Any],
+    labels: dict[str, str],
+    answerable: list[Row],
+    unanswerable: list[Row],
 ) -> list[str]:
-    """Add the shares of answers that stop, loop or refuse to `metrics`; return lines of them."""
-    lines = [f"{'':33}" + "".join(f"{label:>16}" for label in PASSAGES.values())]
+    """Add the shares of answers that stop, loop or refuse to `metrics`, and those that are copied.
+
+    Return lines of them. `labels` are those of what questions are asked with.
+    """
+    lines = [f"{'':33}" + "".join(f"{label:>16}" for label in labels.values())]
     all_rows = answerable + unanswerable
     for key, label, rows in (
         ("not_mentioned", "says that it is not mentioned", answerable),
@@ -294,17 +360,52 @@ def _describe_answers(
         if not rows:
             continue
         cells = ""
-        for name in PASSAGES:
+        for name in labels:
             share = Proportion(sum(_has_flag(row[name], key) for row in rows), len(rows))
             metrics[name][key] = share.to_json()
             cells += f"{share.rate:16.1%}"
         lines.append(f"{label:33}{cells}")
     if answerable:
+        cells = ""
+        for name in labels:
+            if name == "none":  # there is nothing to copy from
+                cells += f"{'':16}"
+                continue
+            mean = mean_share([row[name]["copied"] for row in answerable])
+            metrics[name]["copied"] = mean.to_json()
+            cells += f"{mean.rate:16.1%}"
+        lines.append(f"{'copied from the passage':33}{cells}")
+        mean = mean_share([row["reference_copied"] for row in answerable])
+        metrics["true_answers_copied"] = mean.to_json()
+        lines.append(f"the true answers are copied from the right passage: {mean.rate:.1%}")
         share = Proportion(
             sum(row["answer_in_wrong_passage"] for row in answerable), len(answerable)
         )
         metrics["answer_in_wrong_passage"] = share.to_json()
         lines.append(f"the true answer is in the wrong passage too: {share.rate:.1%}")
+    return lines
+
+
+def _describe_retrieval(
+    metrics: dict[str, Any], options: PassageQAOptions, index: PassageIndex, rows: list[Row]
+) -> list[str]:
+    """Add how often the right passage is found to `metrics`; return lines of it."""
+    count = options.passages_together
+    ranks = [row["found"]["rank"] for row in rows if row["answers"]]
+    figures = recall_figures(ranks, count)
+    shortened = sum(not row["found"]["all_fit"] for row in rows)
+    metrics["retrieved"] = {
+        "index": str(options.index),
+        "fingerprint": index.fingerprint,
+        "passages": len(index),
+        "count": count,
+        "shortened": shortened,
+        **{limit: share.to_json() for limit, share in figures.items()},
+    }
+    shares = ", ".join(f"{limit} {share}" for limit, share in figures.items())
+    lines = [f"the right passage among the {len(index):,} of the index: {shares}"]
+    if shortened:
+        lines.append(describe_shortened(count, shortened))
     return lines
 
 

@@ -1,6 +1,7 @@
 """The fraction of questions that are answered rightly, with Wilson's interval."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The normal quantile of a two-sided 95 % interval.
@@ -50,6 +51,12 @@ class Proportion:
         """Return the figures of a results file."""
         low, high = self.interval
         return {"rate": self.rate, "low": low, "high": high, "questions": self.total}
+
+
+def mean_share(shares: Sequence[float | None]) -> Proportion:
+    """Return the mean of shares from 0 to 1; those that are None do not count."""
+    known = [share for share in shares if share is not None]
+    return Proportion(sum(known), len(known))
 
 
 def compare_with_trivial(figure: dict[str, float], trivial_rate: float) -> str:

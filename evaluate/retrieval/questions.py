@@ -25,8 +25,13 @@ class ParagraphQuestion:
         return any(_without_space(answer) in text for answer in self.answers)
 
     def is_about(self, hit: Hit) -> bool:
-        """Return whether the passage stands in the paragraph, white space aside."""
-        return _without_space(hit.text) in _without_space(self.paragraph)
+        """Return whether the passage is the paragraph or a window of it."""
+        return is_window_of(hit.text, self.paragraph)
+
+
+def is_window_of(passage: str, paragraph: str) -> bool:
+    """Return whether a passage stands in a paragraph, white space aside."""
+    return _without_space(passage) in _without_space(paragraph)
 
 
 def _without_space(text: str) -> str:

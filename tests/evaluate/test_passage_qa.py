@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import pytest
 import torch
 
 from common.errors import UserError
+from data.index.build import build_index
+from data.index.options import IndexOptions
+from data.prepare.source_args import SourceGroup
 from data.records import Conversation, Turn
 from evaluate import passage_qa
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
+from evaluate.load_model import load_checkpoint
 from evaluate.measures.passage_qa import (
     ANSWER_POSITIONS,
     NOT_MENTIONED,
     locate_answer,
     pair_with_control_passages,
 )
+from evaluate.measures.retrieved_passages import ask_with_found
 from evaluate.metrics.proportion import Proportion
 from model.chat_template.template import Template
 from model.checkpoint import weights
@@ -111,12 +117,15 @@ def test_passage_qa_separates_reading_from_guessing(
     assert _rates(figures["right"]) == {
         "exact": 0.75,
         "not_mentioned": 0.0,
+        # 三岁 is not in the passage about 东山.
+        "copied": 0.75,
         "stopped": 1.0,
         "loops": 0.0,
     }
     assert _rates(figures["wrong"]) == {
         "exact": 0.25,
         "not_mentioned": 0.0,
+        "copied": 0.75,
         "stopped": 1.0,
         "loops": 0.0,
     }
@@ -126,12 +135,111 @@ def test_passage_qa_separates_reading_from_guessing(
         "last third": {"questions": 2, "right": 0.5, "wrong": 0.5},
     }
     assert figures["answer_in_wrong_passage"]["rate"] == 0
+    assert figures["true_answers_copied"]["rate"] == 1
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["reference"] for row in rows] == ["河西", "三岁", "东山", "九岁"]
     assert [row["prediction"] for row in rows] == ["河西", "三岁", "东山", "三岁"]
     assert [row["control"]["prediction"] for row in rows] == ["东山", "三岁", "河西", "三岁"]
     printed = capsys.readouterr().out
     assert "right passage" in printed and "75.0%" in printed and "25.0%" in printed
+
+
+@pytest.mark.slow
+def test_index_is_asked_for_passages(
+    run_command: Run,
+    teach: Callable[..., Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents what is found from being mixed up with the right passage, or searched in vain."""
+    camel, horse = "小驼住在河西。今年三岁。", "小马住在东山。今年九岁。"
+    turns = {
+        camel: (Turn("小驼住在哪里？", "河西"), Turn("多大了？", "三岁")),
+        horse: (Turn("小马住在哪里？", "东山"), Turn("多大了？", "九岁")),
+    }
+    lines = [
+        json.dumps(
+            {
+                "reference": passage,
+                "dialogue": "\n\n".join(
+                    f"Human: {turn.question}\n\nAssistant: {turn.answer}" for turn in each
+                ),
+            }
+        )
+        for passage, each in turns.items()
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    index = tmp_path / "index"
+    build_index([SourceGroup("redgpt", (str(path),))], IndexOptions(out=index))
+    lessons = []
+    for passage, other in ((camel, horse), (horse, camel)):
+        conversation = Conversation(turns[passage], passage)
+        # With both passages the model answers what was asked for, and then 九岁.
+        both = f"{other}\n{passage}"
+        for question, answer in zip(
+            extract_questions(conversation), (turns[passage][0].answer, "九岁"), strict=True
+        ):
+            for text, taught in ((passage, question.answer), (both, answer)):
+                prompt = Template().encode_prompt(
+                    tokenizer, question.history, question.question, text
+                )
+                lessons.append((prompt, taught))
+    folder = teach(lessons, tmp_path / "model")
+    out, predictions = tmp_path / "out.json", tmp_path / "lines.jsonl"
+    run_command(
+        *(passage_qa, "--checkpoint", folder, "--source", "redgpt", "--input", path),
+        *("--index", index, "--passages", 2, "--device", "cpu", "--max_new_tokens", 20),
+        *("--json", out, "--predictions", predictions),
+    )
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    retrieved = figures["retrieved"]
+    assert (retrieved["passages"], retrieved["count"], retrieved["shortened"]) == (2, 2, 0)
+    for name, exact in (("right", 1), ("first", 1), ("together", 0.75)):
+        rates = _rates((figures | retrieved)[name])
+        # 九岁 is in one of the passages, but not what 小驼 was asked for.
+        assert (rates["exact"], rates["not_mentioned"], rates["copied"]) == (exact, 0, 1)
+    # 多大了 alone has no token of any passage.
+    found = {"R@1": 1.0, "R@2": 1.0}
+    rates = _rates(retrieved["turns"])
+    assert rates["first turn"] == {
+        **{"conversation": found, "question": found, "right": 1, "first": 1, "together": 1}
+    }
+    assert rates["later turns"] == {
+        **{"conversation": found, "question": {"R@1": 0.0, "R@2": 0.0}},
+        **{"right": 1.0, "first": 1.0, "together": 0.5},
+    }
+    assert retrieved["exact_if_found"] == Proportion(4, 4).to_json()
+    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert rows[2]["first"]["passage"] == horse
+    assert rows[2]["together"]["passage"] == f"{camel}\n{horse}"
+    assert rows[3]["found"] == {"rank": 1, "rank_by_question": None, "all_fit": True}
+    printed = capsys.readouterr().out
+    assert "first 2 found" in printed and "later turns (2), by the question alone" in printed
+
+    loaded = load_checkpoint(folder, None, torch.device("cpu"))
+    question, long = Question((), "问", "答", "文"), "长" * 300
+    for passages, together in (
+        (["短", "中", "文"], "文\n中\n短"),
+        (["短", "中", long], "中\n短"),
+        (["短", long, "中"], "短"),
+        ([long, "短"], long),
+        ([], ""),
+    ):
+        asked = ask_with_found(loaded, [question], [passages], 20)
+        assert asked == {
+            "first": [replace(question, passage="".join(passages[:1]))],
+            "together": [replace(question, passage=together)],
+        }
+
+    other_index = tmp_path / "other"
+    unrelated = tmp_path / "other.txt"
+    unrelated.write_text("小羊怕冷。", encoding="utf-8")
+    build_index([SourceGroup("text", (str(unrelated),))], IndexOptions(out=other_index))
+    arguments = ["--checkpoint", folder, "--source", "redgpt", "--input", path, "--index"]
+    with pytest.raises(UserError, match="has none of the passages of --input"):
+        run_command(passage_qa, *arguments, other_index)
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from data.index.build import build_index
+from data.index.options import IndexOptions
+from data.prepare.source_args import SourceGroup
 from evaluate import answers as answer_module
 from evaluate import passage_qa
 from evaluate.measures.squad import read_questions
@@ -148,6 +151,9 @@ def test_model_is_scored_with_right_wrong_and_no_passage(
         assert figures[name]["not_mentioned"]["rate"] == refused
         assert figures[name]["unanswerable"] == {**figures[name]["unanswerable"], "rate": 1.0}
         assert figures[name]["stopped"]["rate"] == 1 and figures[name]["loops"]["rate"] == 0
+    # 东山村 is too short for a part of it, 东山, to count.
+    assert [figures[name]["copied"]["rate"] for name in ("right", "wrong")] == [0.5, 0.0]
+    assert figures["true_answers_copied"]["rate"] == 1 and "copied" not in figures["none"]
     assert figures["answer_in_wrong_passage"]["rate"] == 0
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["right"]["prediction"] for row in rows] == right
@@ -156,6 +162,53 @@ def test_model_is_scored_with_right_wrong_and_no_passage(
     printed = capsys.readouterr().out
     assert "wrong passage: 3 of 3 were done before" in printed
     assert "simplified characters" in printed and "50.0 % (9.5 – 90.5)" in printed
+
+
+@pytest.mark.slow
+def test_index_is_asked_for_passages(
+    run_command: Run,
+    teach: Callable[..., Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents passages in characters of another script, and right ones that count as wrong."""
+    data = [
+        ("陸特住在漢城。", "陸特住在哪裡？", ["漢城"]),
+        ("小馬在東山。", "誰在東山？", ["小馬"]),
+    ]
+    path = write(tmp_path, data)
+    index = tmp_path / "index"
+    build_index([SourceGroup("squad", (str(path),))], IndexOptions(out=index))
+    lessons = []
+    for question in read(path):
+        [answer] = question.answers
+        both = f"{question.control}\n{question.passage}"
+        for passage, text in (
+            (question.passage, answer),
+            (question.control, "文中没有提到。"),
+            ("", "不知道"),
+            (both, "汉城"),
+        ):
+            prompt = Template().encode_prompt(tokenizer, [], question.question, passage)
+            lessons.append((prompt, text))
+    out = tmp_path / "out.json"
+    run_command(
+        *(passage_qa, "--checkpoint", teach(lessons, tmp_path / "model"), "--source", "squad"),
+        *("--input", path, "--index", index, "--json", out, "--device", "cpu"),
+        *("--max_new_tokens", 20),
+    )
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    retrieved = figures["retrieved"]
+    assert (retrieved["passages"], retrieved["count"], retrieved["shortened"]) == (2, 3, 0)
+    assert (retrieved["R@1"]["rate"], retrieved["R@3"]["rate"]) == (1, 1)
+    rates = {
+        name: (figures[name]["exact"]["rate"], figures[name]["copied"]["rate"])
+        for name in ("right", "wrong", "first", "together")
+    }
+    assert rates == {"right": (1, 1), "wrong": (0, 0), "first": (1, 1), "together": (0.5, 1)}
+    printed = capsys.readouterr().out
+    assert "the right passage among the 2 of the index: R@1 100.0 %" in printed
 
 
 @pytest.mark.slow

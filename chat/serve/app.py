@@ -30,7 +30,12 @@ from chat.serve.protocol import (
     parse_search,
     resolve_sampling,
 )
-from chat.serve.responses import DONE_EVENT, CompletionResponse, encode_sse_event
+from chat.serve.responses import (
+    DONE_EVENT,
+    SCORE_DIGITS,
+    CompletionResponse,
+    encode_sse_event,
+)
 from chat.serve.retrieval import Retriever
 from chat.serve.sequence import AnswerEvent, Failure, Finish, GenerationRequest, TextDelta
 from model.decode.generate import max_prompt_tokens
@@ -141,7 +146,12 @@ class Service:
         query = parse_search(request.query_params)
         hits = await asyncio.to_thread(self._retriever.search, query.q, query.limit)
         passages = [
-            {"title": hit.title, "text": hit.text, "score": hit.score, "source": hit.source}
+            {
+                "title": hit.title,
+                "text": hit.text,
+                "score": round(hit.score, SCORE_DIGITS),
+                "source": hit.source,
+            }
             for hit in hits
         ]
         return JSONResponse({"object": "list", "data": passages})

@@ -21,6 +21,7 @@ FINISH_REASONS: dict[FinishReason, str] = {
     "timeout": "length",
     "cancelled": "stop",
 }
+SCORE_DIGITS = 2
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
@@ -111,7 +112,7 @@ class CompletionResponse:
             "passage": {
                 "title": hit.title,
                 "text": self._passage_text(),
-                "score": hit.score,
+                "score": round(hit.score, SCORE_DIGITS),
                 "source": hit.source,
                 "kept": passage.is_kept,
             }

@@ -234,7 +234,9 @@ def test_passage_is_found_shown_and_marked(
         browser.wait_for(f"{LAST_ANSWER} === '白云飞' && {IS_READY}")
         hit = lookup.search(MAYOR_QUESTION, 1)[0]
         summary = browser.evaluate("document.querySelector('#talk summary').textContent")
-        assert summary == f"资料，得分 {hit.score:.1f}，回答的 100% 出自其中"
+        assert (
+            summary == f"资料：{BAI_REFERENCE[:12]}……，得分 {hit.score:.1f}，回答的 100% 出自其中"
+        )
         assert not browser.evaluate("document.querySelector('#talk .passage').open")
         browser.click("#talk summary")
         assert BAI_REFERENCE in browser.evaluate(talk)

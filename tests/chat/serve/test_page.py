@@ -247,7 +247,7 @@ def test_passage_is_found_shown_and_marked(
         browser.wait_for(f"{talk}.includes('沿用上一段') && {IS_READY}")
         browser.insert_text("#question", "光合作用需要什么？")
         browser.press_enter()
-        browser.wait_for(f"{talk}.includes('没有找到相关的资料') && {IS_READY}")
+        browser.wait_for(f"{talk}.includes('没有找到与问题相关的资料') && {IS_READY}")
         assert browser.evaluate("document.documentElement.scrollWidth") <= 375
         # The passage that somebody types replaces those that are found, and is marked as well.
         browser.click("#clear")

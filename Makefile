@@ -84,7 +84,7 @@ chat: setup
 	@$(PY) -m chat $(call option,--checkpoint,RUN) $(ARGS)
 
 serve: setup
-	@$(PY) -m chat.serve $(call option,--checkpoint,RUN) $(ARGS)
+	@$(PY) -m chat.serve $(call option,--checkpoint,RUN) $(call option,--index,INDEX) $(ARGS)
 
 evaluate: setup
 	@$(PY) -m evaluate $(call option,--checkpoint,RUN) $(ARGS)

@@ -95,6 +95,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
             "--run",
             name,
         ]
+    assert make(folder, "serve", INDEX=name)[1] == ["-m", "chat.serve", "--index", name]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
     assert not (folder / "x").exists()

@@ -32,9 +32,14 @@ def _run_server() -> None:
     with open_listener(options.host, options.port) as listener:
         # Imported here so that --help and invalid options answer without loading PyTorch.
         from chat import load_model
+        from chat.passage_lookup import PassageLookup
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
+        from chat.serve.retrieval import Retriever
 
+        retriever = None
+        if options.index is not None:
+            retriever = Retriever(PassageLookup.open(options.index))
         checkpoint = options.checkpoint or load_model.find_default_run()
         loaded_model = load_model.load_chat_model(
             checkpoint,
@@ -49,8 +54,11 @@ def _run_server() -> None:
             engine,
             options.to_sampling(),
             Limits(options.max_new_tokens, options.timeout, options.max_body),
+            retriever,
         )
         _print_note(f"模型：{loaded_model.description}")
+        if retriever is not None:
+            _print_note(f"资料库：{options.index}（{len(retriever)} 段）")
         if (hint := load_model.capability_hint(loaded_model)) is not None:
             _print_note(hint)
         if not _is_loopback(listener) and options.api_key is None:

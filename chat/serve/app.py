@@ -27,15 +27,24 @@ from chat.serve.protocol import (
     CompletionRequest,
     conversation_from_messages,
     parse_request,
+    parse_search,
     resolve_sampling,
 )
-from chat.serve.responses import DONE_EVENT, CompletionResponse, encode_sse_event
+from chat.serve.responses import (
+    DONE_EVENT,
+    SCORE_DIGITS,
+    CompletionResponse,
+    encode_sse_event,
+)
+from chat.serve.retrieval import Retriever
 from chat.serve.sequence import AnswerEvent, Failure, Finish, GenerationRequest, TextDelta
 from model.decode.generate import max_prompt_tokens
 from model.decode.sampling import Sampling
 
 RETRY_AFTER_SECONDS = 2
 # Shorter than the connection's own timeout, so that the client gets an error before it is closed.
+NO_INDEX_CODE = "no_index"
+NO_INDEX_MESSAGE = "this server has no index of passages: start it with --index DIR"
 BODY_TIMEOUT_SECONDS = IDLE_TIMEOUT_SECONDS - 5.0
 CLIENT_CLOSED_RESPONSE = Response(status_code=499)  # nobody receives it: the client has gone
 
@@ -73,12 +82,14 @@ class Service:
         engine: Engine,
         default_sampling: Sampling,
         limits: Limits,
+        retriever: Retriever | None = None,
     ) -> None:
         self.name = name
         self._loaded_model = loaded_model
         self._engine = engine
         self._default_sampling = default_sampling
         self._limits = limits
+        self._retriever = retriever
         self._created = int(loaded_model.folder.stat().st_mtime)
 
     def application(self, host: str, api_key: str | None) -> Starlette:
@@ -89,6 +100,7 @@ class Service:
             Route("/v1/models", self.list_models),
             Route("/v1/models/{name:path}", self.get_model),
             Route("/v1/examples", self.list_examples),
+            Route("/v1/search", self.search),
             Route("/v1/chat/completions", self.create_chat_completion, methods=["POST"]),
         ]
         exception_handlers: dict[Any, Any] = {
@@ -127,9 +139,26 @@ class Service:
         examples = [asdict(example) for example in self._loaded_model.examples]
         return JSONResponse({"object": "list", "data": examples})
 
+    async def search(self, request: Request) -> Response:
+        """GET /v1/search?q=WORDS, this server's addition: return passages, without an answer."""
+        if self._retriever is None:
+            raise ProtocolError(404, NO_INDEX_MESSAGE, code=NO_INDEX_CODE)
+        query = parse_search(request.query_params)
+        hits = await asyncio.to_thread(self._retriever.search, query.q, query.limit)
+        passages = [
+            {
+                "title": hit.title,
+                "text": hit.text,
+                "score": round(hit.score, SCORE_DIGITS),
+                "source": hit.source,
+            }
+            for hit in hits
+        ]
+        return JSONResponse({"object": "list", "data": passages})
+
     @property
     def _model_info(self) -> dict[str, Any]:
-        """The protocol's object of the model; the last two fields are this server's additions."""
+        """The protocol's object of the model; the last three fields are this server's additions."""
         return {
             "id": self.name,
             "object": "model",
@@ -137,6 +166,7 @@ class Service:
             "owned_by": "babyllama",
             "context_length": self._loaded_model.context_length,
             "converses": self._loaded_model.is_chat_tuned,
+            "indexed_passages": 0 if self._retriever is None else len(self._retriever),
         }
 
     def _check_model_name(self, name: str) -> None:
@@ -161,8 +191,8 @@ class Service:
         max_new_tokens = self._limits.max_new_tokens
         if requested_tokens is not None:
             max_new_tokens = min(requested_tokens, max_new_tokens)
-        # In a thread, because encoding a long text would block all other connections.
-        prompt = await asyncio.to_thread(self._build_prompt, body, max_new_tokens)
+        # In a thread, because a search, or encoding a long text, would block all other connections.
+        prompt, response = await asyncio.to_thread(self._prepare, body, max_new_tokens)
         events = AsyncEventQueue()
         generation_request = self._add_request(body, prompt, max_new_tokens, events)
         # The client sends nothing after its body: the next message can only be the disconnect.
@@ -176,7 +206,6 @@ class Service:
                 raise ProtocolError(
                     first_event.status, first_event.message, retry_after=retry_after
                 )
-            response = CompletionResponse(self.name, prompt)
             if not body.stream:
                 return await _collect_response(first_event, events, response)
             include_usage = body.stream_options.include_usage
@@ -185,18 +214,35 @@ class Service:
         finally:
             disconnect_watcher.cancel()
 
-    def _build_prompt(self, body: CompletionRequest, max_new_tokens: int) -> FittedPrompt:
-        """Return the prompt of a request. Raises ProtocolError if it does not fit."""
+    def _prepare(
+        self, body: CompletionRequest, max_new_tokens: int
+    ) -> tuple[FittedPrompt, CompletionResponse]:
+        """Return the prompt of a request, and the response that is to be filled.
+
+        Raises ProtocolError if the prompt does not fit, or if a passage is to be retrieved and
+        there is no index.
+        """
         conversation = conversation_from_messages(body.messages)
+        turns = conversation.turns
+        reference = body.documents[0].text if body.documents else ""
+        retrieved = None
+        if body.retrieve:
+            if self._retriever is None:
+                raise ProtocolError(
+                    400, f"retrieve: {NO_INDEX_MESSAGE}", param="retrieve", code=NO_INDEX_CODE
+                )
+            retrieved = self._retriever.retrieve(conversation)
+            turns = retrieved.turns
+            reference = retrieved.passage.reference if retrieved.passage else ""
         try:
-            return fit_prompt(
+            prompt = fit_prompt(
                 self._loaded_model.tokenizer,
                 self._loaded_model.template,
-                conversation.turns,
+                turns,
                 conversation.question,
-                body.documents[0].text if body.documents else "",
+                reference,
                 max_prompt_tokens(self._loaded_model.context_length, max_new_tokens),
-                truncate_reference=False,
+                truncate_reference=body.retrieve,  # the client did not choose it
                 system=conversation.system,
             )
         except PromptTooLongError as error:
@@ -207,6 +253,7 @@ class Service:
                 param="messages",
                 code="context_length_exceeded",
             ) from None
+        return prompt, CompletionResponse(self.name, prompt, reference, retrieved)
 
     def _add_request(
         self,
@@ -311,7 +358,8 @@ async def _collect_response(
         raise ProtocolError(event.status, event.message)
     if event.finish_reason == "cancelled":
         return CLIENT_CLOSED_RESPONSE
-    return JSONResponse(response.completion("".join(pieces), event))
+    completion = await asyncio.to_thread(response.completion, "".join(pieces), event)
+    return JSONResponse(completion)
 
 
 async def _stream_chunks(
@@ -324,15 +372,18 @@ async def _stream_chunks(
 
     A failure after the first one becomes an error event, because the HTTP status has been sent.
     """
-    yield encode_sse_event(response.chunk({"role": "assistant", "content": ""}))
+    yield encode_sse_event(response.first_chunk())
+    pieces: list[str] = []
     event: AnswerEvent = first_event
     while isinstance(event, TextDelta):
-        yield encode_sse_event(response.chunk({"content": event.text}))
+        pieces.append(event.text)
+        yield encode_sse_event(response.text_chunk(event.text))
         event = await events.get()
     if isinstance(event, Failure):
         yield encode_sse_event(ProtocolError(event.status, event.message).body)
         return
-    yield encode_sse_event(response.chunk({}, event))
+    last_chunk = await asyncio.to_thread(response.last_chunk, "".join(pieces), event)
+    yield encode_sse_event(last_chunk)
     if include_usage:
         yield encode_sse_event(response.usage_chunk(event))
     yield DONE_EVENT

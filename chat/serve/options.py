@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -22,8 +23,15 @@ A setting that a request leaves out has the value of the option below."""
 
 
 class ServeOptions(SamplingOptions, ModelOptions):
-    """Options of `python -m chat.serve`: address, API key and limits."""
+    """Options of `python -m chat.serve`: index, address, API key and limits."""
 
+    index: Path | None = Field(
+        None,
+        description='资料库（make index 建立）：请求中 "retrieve": true 时，先找一段资料再回答；'
+        "网页上自动打开\n"
+        'index of passages (make index): looked up for requests with "retrieve": true, '
+        "and by the page",
+    )
     host: str = Field(
         "127.0.0.1",
         description="监听地址；默认只有本机能访问，0.0.0.0 表示所有网卡\n"

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/chat/create
 A field that would change the answer and is not supported is refused, never ignored.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -30,6 +33,9 @@ from model.decode.sampling import Sampling
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 128
+# Of a search.
+DEFAULT_HITS = 5
+MAX_HITS = 20
 # Fields of the protocol that do not change the answer.
 IGNORED_FIELDS = (
     "user",
@@ -147,13 +153,14 @@ class StreamOptions(_StrictModel):
 class CompletionRequest(_StrictModel):
     """The body of a request.
 
-    `documents`, `top_k`, `repetition_penalty` and `no_repeat_ngram` are this server's additions to
-    the protocol. Training has one reference at most, so there is one document at most.
+    `documents`, `retrieve`, `top_k`, `repetition_penalty` and `no_repeat_ngram` are this server's
+    additions to the protocol. Training has one reference at most, so there is one document at most.
     """
 
     model: str
     messages: list[Message] = Field(min_length=1)
     documents: list[Document] = Field([], max_length=1)
+    retrieve: bool = False  # whether the server looks for a document in its index
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(None, ge=1)
@@ -170,6 +177,13 @@ class CompletionRequest(_StrictModel):
     )
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
 
+    @field_validator("retrieve")
+    @classmethod
+    def _check_retrieve(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("documents"):
+            raise PydanticCustomError("conflict", "give documents or let the server retrieve one")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _normalize_fields(cls, values: Any) -> Any:
@@ -179,6 +193,15 @@ class CompletionRequest(_StrictModel):
         if isinstance(values, dict) and isinstance(values.get("stop"), str):
             values = {**values, "stop": [values["stop"]]}
         return values
+
+
+class SearchQuery(BaseModel):
+    """The parameters of a search for passages, which arrive as texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: Annotated[str, AfterValidator(str.strip), Field(min_length=1)]
+    limit: int = Field(DEFAULT_HITS, ge=1, le=MAX_HITS)
 
 
 @dataclass(frozen=True)
@@ -206,6 +229,14 @@ def parse_request(body: bytes) -> CompletionRequest:
         raise ProtocolError(400, "the body has to be a JSON object", code="invalid_json")
     try:
         return CompletionRequest.model_validate(values)
+    except ValidationError as error:
+        raise _validation_protocol_error(error) from None
+
+
+def parse_search(parameters: Mapping[str, str]) -> SearchQuery:
+    """Parse the parameters of a search. Raises ProtocolError (400) for the first that is wrong."""
+    try:
+        return SearchQuery.model_validate(dict(parameters))
     except ValidationError as error:
         raise _validation_protocol_error(error) from None
 

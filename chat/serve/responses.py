@@ -7,7 +7,10 @@ from typing import Any
 import orjson
 
 from chat.prompt import FittedPrompt
+from chat.serve.retrieval import Retrieved
 from chat.serve.sequence import Finish, FinishReason
+from data.copied_parts import copied_share, find_copied_parts
+from data.index.tokens import fold_text
 
 # The protocol's names of the reasons; it has none for a timeout or a disconnected client.
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -18,15 +21,21 @@ FINISH_REASONS: dict[FinishReason, str] = {
     "timeout": "length",
     "cancelled": "stop",
 }
+SCORE_DIGITS = 2
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class CompletionResponse:
     """Build the objects that answer one request, whole or in chunks."""
 
-    def __init__(self, model_name: str, prompt: FittedPrompt) -> None:
+    def __init__(
+        self, model_name: str, prompt: FittedPrompt, reference: str, retrieved: Retrieved | None
+    ) -> None:
         self._model_name = model_name
         self._prompt = prompt
+        # What the model reads of it.
+        self._reference = reference[: prompt.num_reference_characters]
+        self._retrieved = retrieved  # None: the request did not ask for it
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -42,19 +51,23 @@ class CompletionResponse:
             **self._envelope("chat.completion"),
             "choices": [choice],
             "usage": self._usage(finish),
-            **self._extension(finish),
+            "babyllama": {**self._passage_fields(), **self._ending_fields(text, finish)},
         }
 
-    def chunk(self, delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
-        """Return a `chat.completion.chunk`; the last one of an answer has its `finish`."""
-        choice = {
-            "index": 0,
-            "delta": delta,
-            "logprobs": None,
-            "finish_reason": FINISH_REASONS[finish.finish_reason] if finish else None,
-        }
-        chunk = {**self._envelope("chat.completion.chunk"), "choices": [choice]}
-        return {**chunk, **self._extension(finish)} if finish else chunk
+    def first_chunk(self) -> dict[str, Any]:
+        """Return the `chat.completion.chunk` before the answer, with the passage it is about."""
+        chunk = self._chunk({"role": "assistant", "content": ""})
+        fields = self._passage_fields()
+        return {**chunk, "babyllama": fields} if fields else chunk
+
+    def text_chunk(self, text: str) -> dict[str, Any]:
+        """Return the `chat.completion.chunk` of a piece of the answer."""
+        return self._chunk({"content": text})
+
+    def last_chunk(self, text: str, finish: Finish) -> dict[str, Any]:
+        """Return the `chat.completion.chunk` after the answer, `text`."""
+        chunk = self._chunk({}, FINISH_REASONS[finish.finish_reason])
+        return {**chunk, "babyllama": self._ending_fields(text, finish)}
 
     def usage_chunk(self, finish: Finish) -> dict[str, Any]:
         """Return the chunk with token counts that `stream_options.include_usage` asks for."""
@@ -63,6 +76,10 @@ class CompletionResponse:
             "choices": [],
             "usage": self._usage(finish),
         }
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._envelope("chat.completion.chunk"), "choices": [choice]}
 
     def _envelope(self, object_type: str) -> dict[str, Any]:
         """Return the fields that all objects of the protocol have."""
@@ -81,14 +98,59 @@ class CompletionResponse:
             "total_tokens": num_prompt_tokens + finish.num_tokens,
         }
 
-    def _extension(self, finish: Finish) -> dict[str, Any]:
-        """Return this server's addition to the protocol: dropped turns and exact finish reason."""
+    # The fields of `babyllama`, this server's addition to the protocol.
+
+    def _passage_fields(self) -> dict[str, Any]:
+        """Return the passage that was looked for: null if none was found."""
+        if self._retrieved is None:
+            return {}
+        passage = self._retrieved.passage
+        if passage is None:
+            return {"passage": None}
+        hit = passage.hit
         return {
-            "babyllama": {
-                "dropped_turns": self._prompt.num_dropped_turns,
-                "ended": finish.finish_reason,
+            "passage": {
+                "title": hit.title,
+                "text": self._passage_text(),
+                "score": round(hit.score, SCORE_DIGITS),
+                "source": hit.source,
+                "kept": passage.is_kept,
             }
         }
+
+    def _ending_fields(self, text: str, finish: Finish) -> dict[str, Any]:
+        """Return dropped turns, exact finish reason, and what is copied from the passage."""
+        fields: dict[str, Any] = {
+            "dropped_turns": self._prompt.num_dropped_turns,
+            "ended": finish.finish_reason,
+        }
+        if self._reference:
+            fields["copied"] = {
+                "share": copied_share(text, self._reference),
+                "answer_parts": find_copied_parts(text, self._reference),
+                "passage_parts": _find_origins(text, self._passage_text()),
+            }
+        return fields
+
+    def _passage_text(self) -> str:
+        """Return what the model reads of a passage, without the title above it."""
+        passage = self._retrieved.passage if self._retrieved else None
+        title_length = len(passage.reference) - len(passage.hit.text) if passage else 0
+        return self._reference[title_length:]
+
+
+def _find_origins(text: str, passage: str) -> list[tuple[int, int]]:
+    """Return the spans [start, stop) of `passage` that `text` copies.
+
+    A text of less than `MIN_COPIED` characters has the first place of the whole of it.
+    """
+    parts = find_copied_parts(passage, text)
+    if not parts:
+        for start, stop in find_copied_parts(text, passage):
+            place = fold_text(passage).find(fold_text(text[start:stop]))
+            if place >= 0:
+                parts.append((place, place + stop - start))
+    return parts
 
 
 def encode_sse_event(data: dict[str, Any]) -> bytes:

@@ -45,12 +45,17 @@ class UnknownQueryError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found, with its score; `source` is `FILE:LINE` of its record."""
+    """A passage that was found, with its score; `source` is `FILE:LINE` of its record.
+
+    `share` is the score divided by the sum of the weights of the query's tokens, which it cannot
+    reach: unlike scores, the shares of different queries are comparable.
+    """
 
     title: str
     text: str
     score: float
     source: str
+    share: float
 
 
 class PassageIndex:
@@ -135,7 +140,8 @@ class PassageIndex:
             found = zip(scores[numbers].tolist(), numbers.tolist(), strict=True)
             ranked = [(score, -index, -number) for score, number in found]
             best = heapq.nlargest(k, best + ranked)
-        return [self._hit(score, -index, -number) for score, index, number in best]
+        total = float(weights.sum())
+        return [self._hit(score, score / total, -index, -number) for score, index, number in best]
 
     def _score(
         self, index: int, spans: np.ndarray, weights: np.ndarray, threshold: float
@@ -167,9 +173,9 @@ class PassageIndex:
             np.add.at(scores, places, weight * frequencies / (frequencies + saturation[places]))
         return scores
 
-    def _hit(self, score: float, index: int, number: int) -> Hit:
+    def _hit(self, score: float, share: float, index: int, number: int) -> Hit:
         passage = self._segments[index].passage(number)
-        return Hit(passage.title, passage.text, score, passage.source)
+        return Hit(passage.title, passage.text, score, passage.source, share)
 
 
 def _kth_largest(scores: np.ndarray, k: int) -> float:

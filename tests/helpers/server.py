@@ -13,10 +13,12 @@ import torch
 import uvicorn
 
 from chat import load_model
+from chat.passage_lookup import PassageLookup
 from chat.serve.__main__ import open_listener, server_url
 from chat.serve.app import Limits, Service
 from chat.serve.connection_limits import BACKLOG, LimitedConnection
 from chat.serve.engine import Engine
+from chat.serve.retrieval import Retriever
 from model.decode.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)
@@ -71,6 +73,7 @@ def running_server(
     max_new_tokens: int = 100,
     timeout_seconds: float = 60.0,
     max_body_bytes: int = 100_000,
+    lookup: PassageLookup | None = None,
     api_key: str | None = None,
     protocol_class: type[LimitedConnection] = LimitedConnection,
     send_buffer_bytes: int | None = None,
@@ -87,6 +90,7 @@ def running_server(
         engine,
         GREEDY,
         Limits(max_new_tokens, timeout_seconds, max_body_bytes),
+        None if lookup is None else Retriever(lookup),
     )
     with open_listener("127.0.0.1", 0) as listener:
         if send_buffer_bytes is not None:

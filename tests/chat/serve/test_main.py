@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from data.index.build import build_index
+from data.index.options import IndexOptions
+from data.prepare.source_args import SourceGroup
+from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION
 from tests.fault_injection.child import create_process
 from tests.helpers.terminal import run_forked_command
 
@@ -79,6 +83,19 @@ def test_signal_stops_server_during_answer(
     stderr = errors.read_text(encoding="utf-8")
     assert process.exitcode == exit_code, stderr
     assert "Traceback" not in stderr and "Error" not in stderr, stderr
+
+
+@pytest.mark.slow
+def test_index_is_opened(start_server: StartServer, talker: Path, tmp_path: Path) -> None:
+    """Prevents an index on disk that is not used, or whose name is not shown at the start."""
+    documents = tmp_path / "towns.jsonl"
+    documents.write_text(json.dumps({"text": BAI_REFERENCE}) + "\n", encoding="utf-8")
+    build_index([SourceGroup("jsonl", (str(documents),))], IndexOptions(out=tmp_path / "indexed"))
+    process, errors = start_server(talker, "--index", str(tmp_path / "indexed"))
+    url = wait_for_url(process, errors)
+    assert f"资料库：{tmp_path / 'indexed'}（1 段）" in errors.read_text(encoding="utf-8")
+    found = requests.get(f"{url}v1/search", {"q": MAYOR_QUESTION}, timeout=60).json()["data"]
+    assert [(each["text"], each["source"]) for each in found] == [(BAI_REFERENCE, "towns.jsonl:1")]
 
 
 @pytest.mark.slow

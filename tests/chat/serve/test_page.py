@@ -1,5 +1,6 @@
 """The web page, as a file and in a browser."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,14 @@ import pytest
 import requests
 
 from chat.examples import MAX_EXAMPLES, find_examples
+from chat.passage_lookup import PassageLookup
 from chat.serve.page import PAGE_FILE
+from data.index.build import write_index
+from data.index.options import WindowOptions
+from data.index.passages import Passage
+from data.index.tokens import character_tokens
 from data.shards import ShardSet
-from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, write_run_on
+from tests.chat.conftest import BAI_REFERENCE, GU_REFERENCE, MAYOR_QUESTION, write_run_on
 from tests.helpers.browser import Browser
 from tests.helpers.server import running_server
 
@@ -196,4 +202,133 @@ def test_text_is_escaped_in_page(browser: Browser, talker: Path) -> None:
         # Even as HTML, the content security policy would not let it run.
         browser.evaluate(f"document.querySelector('#talk').innerHTML = {injection!r}")
         browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+        assert browser.evaluate("window.ran") is None
+
+
+MARKED = "[...document.querySelectorAll('{}')].map((mark) => mark.textContent)"
+
+
+@pytest.fixture(scope="module")
+def lookup(tmp_path_factory: pytest.TempPathFactory) -> PassageLookup:
+    """A look-up in two passages."""
+    passages = [
+        Passage("", BAI_REFERENCE, "towns.jsonl:1"),
+        Passage("西湖", "这片湖水在杭州，湖上有一座断桥，游人很多。", "lakes.jsonl:7"),
+    ]
+    folder = tmp_path_factory.mktemp("indexed")
+    return PassageLookup(write_index(iter(passages), folder, WindowOptions(), character_tokens))
+
+
+@pytest.mark.slow
+def test_passage_is_found_shown_and_marked(
+    browser: Browser, talker: Path, lookup: PassageLookup
+) -> None:
+    """Prevents a passage that is used and not shown, and turns of another one that are kept."""
+    talk = "document.querySelector('#talk').innerText"
+    with running_server(talker, lookup=lookup) as server:
+        browser.open_page(server.url, width=375, height=667)
+        browser.wait_for("!document.querySelector('#automatic').hidden")
+        assert browser.evaluate("document.querySelector('#retrieve').checked")
+        browser.insert_text("#question", MAYOR_QUESTION)
+        browser.press_enter()
+        browser.wait_for(f"{LAST_ANSWER} === '白云飞' && {IS_READY}")
+        hit = lookup.search(MAYOR_QUESTION, 1)[0]
+        summary = browser.evaluate("document.querySelector('#talk summary').textContent")
+        assert (
+            summary == f"资料：{BAI_REFERENCE[:12]}……，得分 {hit.score:.1f}，回答的 100% 出自其中"
+        )
+        assert not browser.evaluate("document.querySelector('#talk .passage').open")
+        browser.click("#talk summary")
+        assert BAI_REFERENCE in browser.evaluate(talk)
+        for marks in (".assistant mark", "#talk .passage mark"):
+            assert browser.evaluate(MARKED.format(marks)) == ["白云飞"]
+        browser.insert_text("#question", "为什么？")
+        browser.press_enter()
+        browser.wait_for(f"{talk}.includes('沿用上一段') && {IS_READY}")
+        browser.insert_text("#question", "光合作用需要什么？")
+        browser.press_enter()
+        browser.wait_for(f"{talk}.includes('没有找到与问题相关的资料') && {IS_READY}")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 375
+        # The passage that somebody types replaces those that are found, and is marked as well.
+        browser.click("#clear")
+        browser.wait_for("document.querySelector('#talk').childElementCount === 0")
+        browser.click("#retrieve")
+        browser.click("#about summary")
+        browser.insert_text("#reference", GU_REFERENCE)
+        browser.insert_text("#question", MAYOR_QUESTION)
+        browser.press_enter()
+        browser.wait_for(f"{LAST_ANSWER} === '顾长河' && {IS_READY}")
+        for marks in (".assistant mark", "#talk .passage mark"):
+            assert browser.evaluate(MARKED.format(marks)) == ["顾长河"]
+        browser.click("#retrieve")
+        browser.insert_text("#question", MAYOR_QUESTION)
+        browser.press_enter()
+        browser.wait_for(f"{LAST_ANSWER} === '白云飞' && {IS_READY}")
+        assert "对话重新开始" in browser.evaluate(talk)
+        assert browser.errors_and_external_requests() == []
+
+
+@pytest.mark.slow
+def test_passages_can_be_searched_and_used(
+    browser: Browser, talker: Path, lookup: PassageLookup
+) -> None:
+    """Prevents a search that shows nothing, and a passage that cannot be taken as the reference."""
+    found = "document.querySelector('#found').innerText"
+    with running_server(talker) as server:
+        browser.open_page(server.url)
+        browser.wait_for("document.querySelector('#model').textContent.includes('256')")
+        for hidden in ("#automatic", "#search"):
+            assert browser.evaluate(f"document.querySelector('{hidden}').hidden")
+    with running_server(talker, lookup=lookup) as server:
+        browser.open_page(server.url)
+        browser.wait_for("!document.querySelector('#search').hidden")
+        browser.click("#about summary")
+        for words, expected in (
+            ("quantum", "没有一段资料含有这些字词"),
+            ("湖" * 600, "请缩短"),
+            ("湖水", "资料：西湖，得分"),
+        ):
+            browser.evaluate("document.querySelector('#words').value = ''")
+            browser.insert_text("#words", words)
+            browser.press_enter()
+            browser.wait_for(f"{found}.includes('{expected}')")
+        assert browser.evaluate("document.querySelector('#reference').disabled")
+        browser.click("#found button")
+        assert "断桥" in browser.evaluate("document.querySelector('#reference').value")
+        assert not browser.evaluate("document.querySelector('#retrieve').checked")
+        assert not browser.evaluate("document.querySelector('#reference').disabled")
+        assert browser.errors_and_external_requests() != [], "the refused search is a log entry"
+
+
+def test_marks_are_of_characters_and_titles_are_escaped(browser: Browser, talker: Path) -> None:
+    """Prevents marks beside their text after an emoji, and a script in a passage that runs."""
+    injection = '<img src=x onerror="window.ran=1"><b>粗</b>'
+    passage = {"title": injection, "text": f"😀{injection}白云飞", "score": 1.5, "kept": False}
+    copied = {
+        "share": 0.5,
+        "answer_parts": [[0, 1], [2, 5]],
+        "passage_parts": [[len(injection) + 1, len(injection) + 4]],
+    }
+    finish = {"dropped_turns": 0, "ended": "eos", "copied": copied}
+    choices = [
+        {"delta": {"content": ""}, "finish_reason": None},
+        {"delta": {"content": "😀😀白云飞"}, "finish_reason": None},
+        {"delta": {}, "finish_reason": "stop"},
+    ]
+    chunks = [{"choices": [choice]} for choice in choices]
+    chunks[0]["babyllama"] = {"passage": passage}  # type: ignore[assignment]
+    chunks[2]["babyllama"] = finish  # type: ignore[assignment]
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    with running_server(talker) as server:
+        browser.open_page(server.url)
+        browser.wait_for("document.querySelector('#model').textContent.includes('256')")
+        browser.evaluate(f"window.fetch = async () => new Response({json.dumps(events)})")
+        browser.insert_text("#question", "问")
+        browser.press_enter()
+        browser.wait_for(f"{LAST_ANSWER} === '😀😀白云飞' && {IS_READY}")
+        assert browser.evaluate(MARKED.format(".assistant mark")) == ["😀", "白云飞"]
+        assert browser.evaluate(MARKED.format("#talk .passage mark")) == ["白云飞"]
+        summary = browser.evaluate("document.querySelector('#talk summary').textContent")
+        assert summary == f"资料：{injection}，得分 1.5，回答的 50% 出自其中"
+        assert browser.evaluate("document.querySelectorAll('#talk img, #talk b').length") == 0
         assert browser.evaluate("window.ran") is None

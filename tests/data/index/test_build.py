@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def add(out: Path, *inputs: Path, source: str = "jsonl", **windows: int) -> Pass
 def search_all(index: PassageIndex) -> list[list[Hit]]:
     """Return what some queries find, without the places of the records."""
     hits = [index.search(query, 20) for query in QUERIES]
-    return [[Hit(hit.title, hit.text, hit.score, "") for hit in found] for found in hits]
+    return [[replace(hit, source="") for hit in found] for found in hits]
 
 
 def read_contents(folder: Path) -> dict[str, str]:

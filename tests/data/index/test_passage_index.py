@@ -64,6 +64,19 @@ def test_scores_are_bm25_over_all_segments(
         assert [hit.source for hit in hits] == [passages[n].source for n in ranking[:10]]
 
 
+def test_share_is_of_the_weight_of_the_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a share that leaves out the words no passage has, or repeated ones."""
+    index = index_of(random_passages(50), tmp_path, monkeypatch, 7)
+    for known, query in (("天地", "天地 天地"), ("天地", "天地 quantum")):
+        (hit,), (known_hit,) = index.search(query, 1), index.search(known, 1)
+        is_repeated = query.count(known) == 2
+        assert hit.score == pytest.approx(known_hit.score * (1 + is_repeated), rel=1e-5)
+        assert (hit.share == pytest.approx(known_hit.share, rel=1e-5)) == is_repeated
+        assert 0 < hit.share <= known_hit.share * 1.0001 < 1
+
+
 @pytest.mark.slow
 def test_scores_are_those_of_bm25s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a formula that differs from the usual one: bm25s has one index over everything."""

@@ -70,7 +70,7 @@ def test_right_is_judged_twice() -> None:
         ("西湖在杭州。", True, False),
         ("没有湖。", False, False),
     ):
-        hit = Hit("西湖", text, 1.0, "a:1")
+        hit = Hit("西湖", text, 1.0, "a:1", 0.5)
         assert (question.is_answered_by(hit), question.is_about(hit)) == (holds, is_right)
 
 

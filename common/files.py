@@ -122,7 +122,8 @@ def read_checksummed_json(
     Raises UserError if the file is missing, larger than `max_bytes` or, with `advice` at the end of
     the message, if any byte has changed.
     """
-    value = read_json(path, max_bytes)
+    # Read once: between two reads another process may replace the file.
+    value, content = _load_json(path, max_bytes)
     if not isinstance(value, dict) or CHECKSUM_KEY not in value:
         raise UserError(
             f"{path} has no checksum of itself: it is damaged, or was written by an earlier "
@@ -135,7 +136,7 @@ def read_checksummed_json(
         expected_bytes = _dump_json(_with_checksum(value)).encode()
     except UnicodeEncodeError:  # an escaped lone surrogate, which is never written
         expected_bytes = None
-    if path.read_bytes() != expected_bytes:
+    if content != expected_bytes:
         raise UserError(f"{path} is damaged (it differs from its own checksum){advice}")
     return value
 
@@ -145,8 +146,15 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
     Raises UserError, naming the file, if it is missing, unreadable, not JSON or larger.
     """
+    value, _ = _load_json(path, max_bytes)
+    return value
+
+
+def _load_json(path: Path, max_bytes: int) -> tuple[Any, bytes]:
+    """Return the value of a JSON file, and its bytes; errors are those of `read_json`."""
     try:
-        return json.loads(read_limited(path, max_bytes).decode("utf-8"))
+        content = read_limited(path, max_bytes)
+        return json.loads(content.decode("utf-8")), content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError, OSError) as error:

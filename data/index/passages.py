@@ -18,7 +18,7 @@ _CLEAN = CleanOptions()
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A window of a document. The title may be empty; `source` is `FILE:LINE` of the record."""
+    """A window of a document, with the title and the source of the document."""
 
     title: str
     text: str
@@ -28,6 +28,21 @@ class Passage:
     def titled_text(self) -> str:
         """Return the text that is indexed: the title, if there is one, and the window."""
         return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class TitledDocument:
+    """A whole document. The title may be empty; `source` says where the document is from."""
+
+    title: str
+    text: str
+    source: str
+
+
+def clean_document(document: TitledDocument) -> TitledDocument:
+    """Return a document of unknown origin in clean characters, its title in one line."""
+    title = " ".join(clean(document.title, _CLEAN).split())
+    return TitledDocument(title, clean(document.text, _CLEAN), document.source)
 
 
 def extract_document(record: Record, has_title_line: bool) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from common.files import sha256_file
 from common.locks import exclusive_lock
-from data.index import build
+from data.index import writer
 from data.index.build import build_index
 from data.index.options import IndexOptions
 from data.index.passage_index import Hit, PassageIndex
@@ -27,7 +27,7 @@ QUERIES = ("天地人", "日月同辉", "山山水水", "7号")
 @pytest.fixture(autouse=True)
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill a segment with 50 passages."""
-    monkeypatch.setattr(build, "MAX_PASSAGES", SEGMENT_SIZE)
+    monkeypatch.setattr(writer, "MAX_PASSAGES", SEGMENT_SIZE)
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class SlowSmallSegments:
 
     def __call__(self) -> None:
         """Inject the fault into this process."""
-        from data.index import build, segment
+        from data.index import segment, writer
 
-        build.MAX_PASSAGES = SEGMENT_SIZE
+        writer.MAX_PASSAGES = SEGMENT_SIZE
         original_save, seconds = segment.np.save, self.seconds
 
         def slow_save(*arguments: object, **keywords: object) -> None:
@@ -256,7 +256,7 @@ def test_index_of_another_version_is_refused(
 ) -> None:
     """Prevents a search by tokens that the passages were not indexed by."""
     file = write_documents(tmp_path / "first.jsonl", 0, 20)
-    monkeypatch.setattr(build, "INDEX_VERSION", 0)
+    monkeypatch.setattr(writer, "INDEX_VERSION", 0)
     with pytest.raises(UserError, match="is from another version of this program: delete"):
         add(tmp_path / "index", file)
 
@@ -264,9 +264,9 @@ def test_index_of_another_version_is_refused(
 def test_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     """Prevents an index between the files of something else."""
     file = write_documents(tmp_path / "first.jsonl", 0, 20)
-    with pytest.raises(UserError, match="exists and is not an index: give another --out"):
+    with pytest.raises(UserError, match="exists and is not an index: name another folder"):
         add(tmp_path, file)
-    with pytest.raises(UserError, match="exists and is not an index: give another --out"):
+    with pytest.raises(UserError, match="exists and is not an index: name another folder"):
         add(file, file)
 
 

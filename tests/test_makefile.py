@@ -96,6 +96,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
         ]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
+    assert make(folder, "chat", f"INDEX={name}")[1] == ["-m", "chat", "--index", name]
     assert not (folder / "x").exists()
 
 

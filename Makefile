@@ -41,7 +41,7 @@ help:
 	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest fine-tuned run, or the newest of all if none is (options: make chat ARGS=--help)"
-	@echo "                    INDEX=indexed/NAME: each question looks up its own passage (make index builds one)"
+	@echo "                    INDEX=DIR: each question looks up its own passage in this index"
 	@echo "make serve [RUN=…]  serve the same run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
 	@echo "make export RUN=…   write exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama:"
 	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""

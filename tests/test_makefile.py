@@ -182,7 +182,7 @@ def test_unknown_make_variable_is_refused(folder: Path, argument: str) -> None:
     lines = done.stderr.splitlines()
     assert (done.returncode, called, len(lines)) == (2, [], 1)
     assert f"unknown variable {argument.partition('=')[0][:5]}" in lines[0]
-    assert "the variables are DATA BASE RUN CONFIG ARGS PYTHON VENV" in lines[0]
+    assert "the variables are DATA BASE RUN CONFIG INDEX ARGS PYTHON VENV" in lines[0]
     assert not (folder / "x").exists()
 
 

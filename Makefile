@@ -30,7 +30,7 @@ unknown := $(firstword $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) S
 $(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABLES); options of a command go into \
 	ARGS="--key value", environment variables before make))
 
-.PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
+.PHONY: help setup setup-dev data index pretrain sft chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +46,7 @@ help:
 	@echo "make export RUN=…   write exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama:"
 	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""
 	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA: list the corpora"
+	@echo "make index DATA=…   an index of a corpus, a file or a folder, to search for passages: indexed/NAME; without DATA: of the sample"
 	@echo "make tensorboard    show the curves of all runs (or RUN=DIR)"
 	@echo "make check-gpu      compare the GPU with the CPU, measure memory and speed; run it again to continue"
 	@echo "make bench          measure training speed and memory beside transformers and litgpt"
@@ -71,6 +72,9 @@ setup-dev: $(VENV)/.installed-dev
 
 data: setup
 	@$(PY) -m data.download $(if $(value DATA),$(call quoted,DATA)) $(ARGS)
+
+index: setup
+	@$(PY) -m data.index $(call option,--data,DATA) $(ARGS)
 
 pretrain: setup
 	@$(PY) -m train.pretrain $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)

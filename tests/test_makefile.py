@@ -81,6 +81,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     data, run = f"DATA={name}", f"RUN={name}"
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
+    assert make(folder, "index", data)[1] == ["-m", "data.index", "--data", name]
     for target in ("pretrain", "sft"):
         assert make(folder, target, data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
             "-m",
@@ -109,6 +110,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
     ("target", "arguments"),
     [
         ("data", ["data.download"]),
+        ("index", ["data.index"]),
         ("pretrain", ["train.pretrain"]),
         ("sft", ["train.sft"]),
         ("chat", ["chat"]),

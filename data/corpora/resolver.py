@@ -75,10 +75,15 @@ def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
     """Return the shard set of a raw file or folder, prepared if necessary."""
     files = expand_inputs([str(path)])
     print_files_about_data([str(path)])
+    files_by_source = {detect_source(files): SplitFiles(files)}
+    return prepare_if_outdated(raw_data_name(path), files_by_source, tokenizer)
+
+
+def raw_data_name(path: Path) -> str:
+    """Return the name under which the data of a raw file or folder is kept."""
     # Files of the same name in different folders are different data sets.
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
-    name = f"{path.resolve().stem}-{path_digest}"
-    return prepare_if_outdated(name, {detect_source(files): SplitFiles(files)}, tokenizer)
+    return f"{path.resolve().stem}-{path_digest}"
 
 
 def corpus_name(folder: Path) -> str:

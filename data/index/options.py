@@ -34,6 +34,21 @@ class WindowOptions(Options):
 
 
 class IndexOptions(WindowOptions):
-    """Options of the command line, except its --source and --input groups."""
+    """Where an index is, and how documents are divided."""
 
     out: Path = Field(description="folder of the index: a new one, or one to add to")
+
+
+class IndexCommandOptions(WindowOptions):
+    """Options of the command line, except its --source and --input groups."""
+
+    data: str | None = Field(
+        None,
+        description="what to index, by name: a corpus of make data, or a file or folder whose "
+        "format is recognized (default, without --source: sample)",
+    )
+    out: Path | None = Field(
+        None,
+        description="folder of the index: a new one, or one to add to (default, without --source: "
+        "indexed/NAME)",
+    )

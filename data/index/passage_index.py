@@ -84,20 +84,17 @@ class PassageIndex:
 
         Raises UserError if it is not an index, or is damaged.
         """
-        record = read_index_file(folder)
-        folders = [folder / segment["name"] for segment in record["segments"]]
-        for segment, segment_folder in zip(record["segments"], folders, strict=True):
-            problem = check_manifest(segment_folder, verify_checksums=checksums)
-            if problem is None and manifest_checksum(segment_folder) != segment["manifest"]:
-                problem = f"{segment_folder} is not the segment that {folder / INDEX_FILE} names"
-            if problem is not None:
-                raise UserError(f"{problem}: delete {folder} and build it again")
-        return cls(
-            [Segment(segment_folder) for segment_folder in folders],
-            _fingerprint(record["segments"]),
-            WindowOptions(**record["windows"]),
-            character_tokens,
-        )
+        while True:
+            record = read_index_file(folder)
+            try:
+                segments = _open_segments(folder, record["segments"], checksums)
+                break
+            except (UserError, FileNotFoundError):
+                # Who adds passages deletes the segments that it has merged into another.
+                if read_index_file(folder) == record:
+                    raise
+        fingerprint = _fingerprint(record["segments"])
+        return cls(segments, fingerprint, WindowOptions(**record["windows"]), character_tokens)
 
     def __len__(self) -> int:
         return self._num_passages
@@ -201,6 +198,20 @@ def read_index_file(folder: Path) -> dict[str, Any]:
     if record.get("version") != INDEX_VERSION:
         raise UserError(f"{path} is from another version of this program{advice}")
     return record
+
+
+def _open_segments(folder: Path, entries: list[dict[str, Any]], checksums: bool) -> list[Segment]:
+    """Return the segments that `index.json` names, after checking them."""
+    segments = []
+    for entry in entries:
+        segment_folder = folder / entry["name"]
+        problem = check_manifest(segment_folder, verify_checksums=checksums)
+        if problem is None and manifest_checksum(segment_folder) != entry["manifest"]:
+            problem = f"{segment_folder} is not the segment that {folder / INDEX_FILE} names"
+        if problem is not None:
+            raise UserError(f"{problem}: delete {folder} and build it again")
+        segments.append(Segment(segment_folder))
+    return segments
 
 
 def manifest_checksum(segment_folder: Path) -> str:

@@ -53,16 +53,41 @@ def write_segment(
     `digests` are those of the documents that begin in it; `metadata` goes into the manifest.
     """
     lines = dump_passages(passages)
-    line_offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)
     lengths, postings = _count_tokens(passages, tokenize)
     arrays = {
-        "passage_offsets": line_offsets,
+        "passage_offsets": np.cumsum([0, *map(len, lines)], dtype=np.int64),
         "lengths": lengths,
         "digests": np.sort(np.array(digests, dtype=np.uint64)),
         **postings,
     }
+    _write_files(folder, lines, arrays, metadata)
+
+
+def merge_segments(folder: Path, segments: Sequence["Segment"], metadata: dict[str, Any]) -> None:
+    """Write a segment of the passages of several, in their order, atomically.
+
+    Its files are those that `write_segment` would write. There are MAX_PASSAGES at most.
+    """
+    line_lengths = [np.diff(segment.line_offsets) for segment in segments]
+    arrays = {
+        "passage_offsets": np.cumsum(np.concatenate([[0], *line_lengths]), dtype=np.int64),
+        "lengths": np.concatenate([segment.lengths for segment in segments]),
+        "digests": np.sort(np.concatenate([segment.digests for segment in segments])),
+        **_merge_postings(segments),
+    }
+    _write_files(folder, [segment.lines.data for segment in segments], arrays, metadata)
+
+
+def _write_files(
+    folder: Path,
+    lines: Sequence[bytes | memoryview],
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+) -> None:
+    """Write the files of a segment: `passages.jsonl`, and the arrays by name."""
     with atomic_folder(folder, metadata) as partial_folder:
-        (partial_folder / "passages.jsonl").write_bytes(b"".join(lines))
+        with (partial_folder / "passages.jsonl").open("wb") as file:
+            file.writelines(lines)
         for name, array in arrays.items():
             np.save(partial_folder / f"{name}.npy", array, allow_pickle=False)
 
@@ -82,18 +107,43 @@ def _count_tokens(
         texts = [passage.titled_text for passage in passages[start : start + _CHUNK_PASSAGES]]
         tokens, numbers = tokenize(texts)
         lengths.append(np.bincount(numbers, minlength=len(texts)).astype(np.int32))
-        owners = (start + numbers).astype(np.uint64)
-        occurrences.append((tokens << np.uint64(_NUMBER_BITS)) | owners)
+        occurrences.append(_pack(tokens, start + numbers))
     # Sorted in place, the occurrences of a token are side by side, those in one passage too.
     packed = np.concatenate([np.zeros(0, np.uint64), *occurrences])
     occurrences.clear()
     packed.sort()
     starts = _run_starts(packed)
     counts = np.diff(starts, append=np.int32(len(packed)))
-    packed = packed[starts]
+    return np.concatenate(lengths), _posting_arrays(packed[starts], counts)
+
+
+def _merge_postings(segments: Sequence["Segment"]) -> dict[str, np.ndarray]:
+    """Return the arrays of the postings of several segments, by name."""
+    packed = np.empty(sum(len(segment.postings) for segment in segments), np.uint64)
+    place = start = 0
+    for segment in segments:
+        tokens = np.repeat(segment.tokens, np.diff(segment.posting_offsets))
+        packed[place : place + len(tokens)] = _pack(
+            tokens, start + segment.postings.astype(np.int64)
+        )
+        place += len(tokens)
+        start += len(segment)
+    # The postings of each segment are sorted, and a stable sort merges sorted parts in linear time.
+    order = np.argsort(packed, kind="stable")
+    counts = np.concatenate([segment.counts for segment in segments])
+    return _posting_arrays(packed[order], counts[order])
+
+
+def _pack(tokens: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return tokens and numbers of passages as one number each, uint64[n]."""
+    return (tokens << np.uint64(_NUMBER_BITS)) | numbers.astype(np.uint64)
+
+
+def _posting_arrays(packed: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the arrays of sorted and packed postings, by name."""
     tokens = packed >> np.uint64(_NUMBER_BITS)
     token_starts = _run_starts(tokens)
-    return np.concatenate(lengths), {
+    return {
         "tokens": tokens[token_starts],
         "posting_offsets": np.append(token_starts, len(tokens)).astype(np.int64),
         "postings": packed.astype(np.uint16),  # the lowest bits
@@ -115,21 +165,21 @@ class Segment:
         self._folder = folder
         self.lengths = self._load("lengths", "i")
         self.digests = self._load("digests", "u")
-        self._tokens = self._load("tokens", "u")
-        self._posting_offsets = self._load("posting_offsets", "i")
-        self._postings = self._load("postings", "u")
-        self._counts = self._load("counts", "u")
-        self._line_offsets = self._load("passage_offsets", "i")
+        self.tokens = self._load("tokens", "u")
+        self.posting_offsets = self._load("posting_offsets", "i")
+        self.postings = self._load("postings", "u")
+        self.counts = self._load("counts", "u")
+        self.line_offsets = self._load("passage_offsets", "i")
         try:
             lines = np.memmap(folder / "passages.jsonl", np.uint8, mode="r")
         except _LOAD_ERRORS as error:
             raise self._error("passages.jsonl", str(error)) from None
-        self._lines = lines.view(np.ndarray)
+        self.lines = lines.view(np.ndarray)
         fits = (
-            len(self._line_offsets) == len(self.lengths) + 1
-            and self._line_offsets[-1] == len(lines)
-            and len(self._posting_offsets) == len(self._tokens) + 1
-            and self._posting_offsets[-1] == len(self._postings) == len(self._counts)
+            len(self.line_offsets) == len(self.lengths) + 1
+            and self.line_offsets[-1] == len(lines)
+            and len(self.posting_offsets) == len(self.tokens) + 1
+            and self.posting_offsets[-1] == len(self.postings) == len(self.counts)
         )
         if not fits:
             raise self._error("its files", "their lengths do not fit each other")
@@ -160,22 +210,22 @@ class Segment:
 
         They are equal for a token that no passage has.
         """
-        if not len(self._tokens):
+        if not len(self.tokens):
             return np.zeros((len(tokens), 2), np.int64)
-        places = np.searchsorted(self._tokens, tokens).clip(max=len(self._tokens) - 1)
-        spans = np.stack([self._posting_offsets[places], self._posting_offsets[places + 1]], axis=1)
-        spans[self._tokens[places] != tokens] = 0
+        places = np.searchsorted(self.tokens, tokens).clip(max=len(self.tokens) - 1)
+        spans = np.stack([self.posting_offsets[places], self.posting_offsets[places + 1]], axis=1)
+        spans[self.tokens[places] != tokens] = 0
         return spans
 
     def read_postings(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers of passages, and how often the token is in each of them."""
-        return self._postings[start:stop], self._counts[start:stop]
+        return self.postings[start:stop], self.counts[start:stop]
 
     def passage(self, number: int) -> Passage:
         """Return a passage of the segment. Raises UserError if its line is damaged."""
-        start, stop = self._line_offsets[number : number + 2].tolist()
+        start, stop = self.line_offsets[number : number + 2].tolist()
         try:
-            row = orjson.loads(self._lines[start:stop].tobytes())
+            row = orjson.loads(self.lines[start:stop].tobytes())
             return Passage(row["title"], row["text"], row["source"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise self._error("passages.jsonl", f"passage {number} is damaged") from None

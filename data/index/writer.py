@@ -38,6 +38,7 @@ from data.index.segment import (
     Segment,
     document_digest,
     dump_passages,
+    merge_segments,
     write_segment,
 )
 from data.index.tokens import character_tokens
@@ -45,6 +46,7 @@ from data.prepare.provenance import changed_keys
 
 # Seconds that a program waits for another one that is adding to the same index.
 _PATIENCE = 10.0
+_SEGMENT_PREFIX = "segment-"
 
 
 def add_documents(folder: Path, documents: Iterable[TitledDocument]) -> dict[str, Any]:
@@ -114,8 +116,48 @@ class IndexWriter:
     def add(self, documents: Iterable[TitledDocument]) -> None:
         """Write segments of the documents that are not in the index yet."""
         for batch in self._divide(documents):
-            number = len(self.segments)
-            self.segments.append(_write_batch(self._folder, number, batch, self._settings))
+            metadata = self._segment_metadata(dump_passages(batch.passages))
+            folder = self._next_folder()
+            if not _is_finished(folder, metadata):
+                write_segment(folder, batch.passages, batch.digests, character_tokens, metadata)
+            self.segments.append(_segment_entry(folder, len(batch.passages)))
+        self._merge_last_segments()
+
+    def _merge_last_segments(self) -> None:
+        """Make one segment of the last ones, from the first that is no larger than all after it.
+
+        However often something is added, a segment is then larger than all after it, unless they
+        are too large for one; and a passage is written again only when its segment has at least
+        doubled (the logarithmic method: Bentley and Saxe 1980, "Decomposable searching problems").
+        """
+        sizes = [segment["passages"] for segment in self.segments]
+        start = len(sizes) - 1
+        while (
+            start > 0 and sizes[start - 1] <= sum(sizes[start:]) <= MAX_PASSAGES - sizes[start - 1]
+        ):
+            start -= 1
+        if start >= len(sizes) - 1:
+            return
+        segments = [Segment(self._folder / entry["name"]) for entry in self.segments[start:]]
+        metadata = self._segment_metadata([segment.lines.data for segment in segments])
+        folder = self._next_folder()
+        if not _is_finished(folder, metadata):
+            merge_segments(folder, segments, metadata)
+        self.segments[start:] = [_segment_entry(folder, sum(sizes[start:]))]
+
+    def _next_folder(self) -> Path:
+        """Return the folder of a new segment, with the number after that of the last one."""
+        number = -1
+        if self.segments:
+            number = int(self.segments[-1]["name"].removeprefix(_SEGMENT_PREFIX))
+        return self._folder / segment_name(number + 1)
+
+    def _segment_metadata(self, lines: Iterable[bytes | memoryview]) -> dict[str, Any]:
+        """Return what the manifest of a segment with these lines has besides its files."""
+        hasher = hashlib.sha256()
+        for line in lines:
+            hasher.update(line)
+        return {**self._settings, "passages": hasher.hexdigest()}
 
     def commit(self, inputs: Sequence[dict[str, Any]]) -> None:
         """Make the index what was added, and delete what it does not name.
@@ -128,9 +170,9 @@ class IndexWriter:
         self.delete_other_segments()
 
     def delete_other_segments(self) -> None:
-        """Delete segments that the index does not name: of an adding that was given up."""
+        """Delete segments that the index does not name: merged ones, or of an adding given up."""
         names = {segment["name"] for segment in self.segments}
-        for folder in self._folder.glob("segment-*"):
+        for folder in self._folder.glob(f"{_SEGMENT_PREFIX}*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
 
@@ -186,7 +228,7 @@ class IndexWriter:
 
 def segment_name(number: int) -> str:
     """Return the name of a segment's folder."""
-    return f"segment-{number:05d}"
+    return f"{_SEGMENT_PREFIX}{number:05d}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -195,7 +237,7 @@ def _check_folder(folder: Path) -> None:
         return
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
     # Without index.json there may be segments of a build that was interrupted.
-    own_names = ("segment-", ".segment-", f".{INDEX_FILE}.")
+    own_names = (_SEGMENT_PREFIX, f".{_SEGMENT_PREFIX}", f".{INDEX_FILE}.")
     if INDEX_FILE not in names and not all(name.startswith(own_names) for name in names):
         raise UserError(f"{folder}: exists and is not an index: name another folder")
 
@@ -227,27 +269,20 @@ def _load_digests(folder: Path, segments: list[dict[str, Any]]) -> np.ndarray:
     return np.sort(np.concatenate([np.zeros(0, np.uint64), *digests]))
 
 
-def _write_batch(out: Path, number: int, batch: Batch, settings: dict[str, Any]) -> dict[str, Any]:
-    """Write a segment unless it was finished before an interruption; return its entry.
-
-    A finished segment is kept if its files verify and if it has the same passages and settings.
-    """
-    name = segment_name(number)
-    hasher = hashlib.sha256()
-    for line in dump_passages(batch.passages):
-        hasher.update(line)
-    metadata = {**settings, "passages": hasher.hexdigest()}
-    if not _is_finished(out / name, metadata):
-        write_segment(out / name, batch.passages, batch.digests, character_tokens, metadata)
+def _segment_entry(folder: Path, num_passages: int) -> dict[str, Any]:
+    """Return what `index.json` says of a segment."""
     return {
-        "name": name,
-        "passages": len(batch.passages),
-        "manifest": manifest_checksum(out / name),
+        "name": folder.name,
+        "passages": num_passages,
+        "manifest": manifest_checksum(folder),
     }
 
 
 def _is_finished(segment_folder: Path, metadata: dict[str, Any]) -> bool:
-    """Return whether a segment has this metadata, and files that verify."""
+    """Return whether a segment was finished before an interruption.
+
+    It then has this metadata, that is the same passages and settings, and files that verify.
+    """
     if not (segment_folder / MANIFEST).is_file() or check_manifest(segment_folder):
         return False
     manifest = read_json(segment_folder / MANIFEST)

@@ -194,6 +194,28 @@ def test_killed_adding_leaves_the_index_as_it_was(tmp_path: Path) -> None:
     assert not list(out.glob(".*.tmp")) and len(list(out.glob("segment-*"))) == 2
 
 
+@pytest.mark.slow
+def test_killed_merging_leaves_the_index_as_it_was(tmp_path: Path) -> None:
+    """Prevents passages lost or doubled by kill -9 while two segments are made one."""
+    out = tmp_path / "index"
+    first = write_documents(tmp_path / "first.jsonl", 0, 20)
+    second = write_documents(tmp_path / "second.jsonl", 20, 45)
+    before = search_all(add(out, first))
+    shutil.copytree(out, tmp_path / "whole")
+    expected = add(tmp_path / "whole", second)
+    arguments = ["--source", "jsonl", "--input", str(second), "--out", str(out)]
+    process = CommandProcess("data.index", *arguments, fault=SlowSmallSegments(0.005))
+    process.send_signal_when(
+        signal.SIGKILL,
+        lambda: any(len(list(folder.iterdir())) > 2 for folder in out.glob(".segment-00002.*.tmp")),
+    )
+    assert process.wait().returncode == -signal.SIGKILL
+    assert search_all(PassageIndex.open(out, checksums=True)) == before
+    assert search_all(add(out, second)) == search_all(expected) != before
+    assert read_contents(out) == read_contents(tmp_path / "whole")
+    assert [path.name for path in out.glob("*segment*")] == ["segment-00002"]
+
+
 def test_torn_or_missing_files_are_named(tmp_path: Path) -> None:
     """Prevents a traceback, or passages of nowhere, from an index that was copied badly."""
     out = tmp_path / "index"

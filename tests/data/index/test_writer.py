@@ -11,11 +11,11 @@ from common.locks import exclusive_lock
 from data.index import writer
 from data.index.build import build_index
 from data.index.options import IndexOptions
-from data.index.passage_index import PassageIndex
+from data.index.passage_index import PassageIndex, read_index_file
 from data.index.passages import TitledDocument
 from data.index.writer import add_documents
 from data.prepare.source_args import SourceGroup
-from tests.helpers.index import write_documents
+from tests.helpers.index import random_passages, write_documents
 
 LAKE = TitledDocument("西湖", "西湖在杭州。\n\n湖上有苏堤。", "wikipedia:西湖")
 TOWER = TitledDocument("雷峰塔", "雷峰塔在西湖边。", "wikipedia:雷峰塔")
@@ -98,6 +98,35 @@ def test_long_adding_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         pytest.raises(UserError, match="another process is adding to it right now"),
     ):
         add_documents(tmp_path / "index", [LAKE])
+
+
+@pytest.mark.slow
+def test_many_small_addings_leave_few_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a search that gets slower with each article, and passages changed by merging.
+
+    Segments of 8 passages at most; the searches also cover those that are too large to merge.
+    """
+    monkeypatch.setattr(writer, "MAX_PASSAGES", 8)
+    documents = [TitledDocument(p.title, p.text, p.source) for p in random_passages(23)]
+    add_documents(tmp_path / "at-once", documents)
+    at_once = PassageIndex.open(tmp_path / "at-once")
+    for document in documents:
+        report = add_documents(tmp_path / "singly", [document])
+        open_while_adding = PassageIndex.open(tmp_path / "singly")
+    singly = PassageIndex.open(tmp_path / "singly", checksums=True)
+    # 23 = 8 + 8 + 4 + 2 + 1; the folder has nothing else.
+    sizes = [entry["passages"] for entry in read_index_file(tmp_path / "singly")["segments"]]
+    assert sizes == [8, 8, 4, 2, 1] and report["segments"] == 5
+    assert len(list((tmp_path / "singly").iterdir())) == 5 + 1
+    assert list(singly.passages()) == list(at_once.passages())
+    for query in ("天地人", "日月同辉", "花鸟"):
+        assert singly.search(query, 45) == at_once.search(query, 45)
+    assert all(singly.contains_document(document.text) for document in documents)
+    # A search goes on in the files that merging deletes.
+    add_documents(tmp_path / "singly", [LAKE, TOWER])
+    assert open_while_adding.search("天地人", 45) == at_once.search("天地人", 45)
 
 
 @pytest.mark.slow

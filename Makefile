@@ -14,6 +14,7 @@ BASE ?=
 RUN ?=
 CONFIG ?=
 ARGS ?=
+INDEX ?=
 # $(call quoted,NAME) is the value of a variable as one shell word, with a leading ~/ expanded. START marks the beginning
 # of the value, because subst cannot be anchored; the inner subst ends and reopens the quotes around each '.
 START := @start@
@@ -23,7 +24,7 @@ option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 # Without this check a misspelled variable (data=csl) would be ignored, and `make sft` would train on the default data.
 # A nested make (MAKELEVEL above 0) is not checked: it inherits the variables of the outer one.
-VARIABLES := DATA BASE RUN CONFIG ARGS PYTHON VENV
+VARIABLES := DATA BASE RUN CONFIG INDEX ARGS PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(firstword $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))))
 $(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABLES); options of a command go into \
@@ -40,6 +41,7 @@ help:
 	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest fine-tuned run, or the newest of all if none is (options: make chat ARGS=--help)"
+	@echo "                    INDEX=DIR: each question looks up its own passage in this index"
 	@echo "make serve [RUN=…]  serve the same run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
 	@echo "make export RUN=…   write exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama:"
 	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""
@@ -81,7 +83,7 @@ sft: setup
 	@$(PY) -m train.sft $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
 
 chat: setup
-	@$(PY) -m chat $(call option,--checkpoint,RUN) $(ARGS)
+	@$(PY) -m chat $(call option,--checkpoint,RUN) $(call option,--index,INDEX) $(ARGS)
 
 serve: setup
 	@$(PY) -m chat.serve $(call option,--checkpoint,RUN) $(call option,--index,INDEX) $(ARGS)

@@ -16,15 +16,18 @@ def main() -> None:
 
 
 def _run_chat() -> None:
-    """Load the model, set the reference if an option gives one, and talk until the user quits."""
+    """Load the model, open the index, set the reference, and talk until the user quits."""
     options = parse_chat_options(sys.argv[1:])
     # Imported here so that --help and invalid options answer without loading PyTorch.
     from chat import load_model
-    from chat.terminal import references
+    from chat.passage_lookup import PassageLookup
+    from chat.terminal import knowledge, references
     from chat.terminal.repl import Repl
     from chat.terminal.session import Session
 
     console = Console(cache_dir() / "chat_history")
+    # Before the model, which takes longer to load than a wrong folder should take to be refused.
+    lookup = PassageLookup.open(options.index) if options.index is not None else None
     checkpoint = options.checkpoint or load_model.find_default_run()
     loaded_model = load_model.load_chat_model(
         checkpoint,
@@ -36,6 +39,9 @@ def _run_chat() -> None:
     if (hint := load_model.capability_hint(loaded_model)) is not None:
         console.write_note(hint)
     session = Session(loaded_model, options.to_sampling(), options.max_new_tokens, options.seed)
+    if lookup is not None:
+        session.index, session.lookup = options.index, lookup
+        knowledge.start_automatic(session, console)
     if options.reference is not None:
         references.start_conversation_about(session, console, options.reference)
     elif options.reference_file is not None:

@@ -120,6 +120,12 @@ class ChatOptions(SamplingOptions, ModelOptions):
         description="把中文维基百科条目的引言作为资料\n"
         "use the introduction of a Chinese Wikipedia article as the reference",
     )
+    index: Path | None = Field(
+        None,
+        description="资料库的目录（用 make index 建立）：每个问题自动从中查找资料，/资料 off 关闭\n"
+        "folder of an index (make index): each question looks up its own passage; /reference off "
+        "stops that",
+    )
     max_new_tokens: Count = Field(
         DEFAULT_MAX_NEW_TOKENS,
         description="每个回答的最大词元数\nmaximum number of tokens of an answer",

@@ -15,11 +15,12 @@ from data.index.passages import Passage
 from data.index.tokens import fold_text
 
 INDEX_UNUSABLE = "{folder} 中没有可用的资料库：请先运行 make index，或用 --index 指定别的"
-# docs/chat.md has what the two cost and gain. A passage with a smaller share of the question's
-# weight is not about the question.
+# docs/chat.md has what these cost and gain. A passage with a smaller share of the question's weight
+# is not about the question.
 MIN_SHARE = 0.15
-# The passage before is kept if it reaches this part of the best score.
+# The passage before is kept if it reaches this part of the best score, and this share.
 KEPT_SCORE_RATIO = 0.8
+MIN_KEPT_SHARE = 0.1
 # Among how many hits the passage before is looked for.
 _NUM_CANDIDATES = 20
 
@@ -92,10 +93,11 @@ class PassageLookup:
         if not has_content(question):
             return kept
         hits = self.search(question, _NUM_CANDIDATES)
-        if hits and before is not None:
+        if before is not None:
             for hit in hits:
                 is_same = (hit.source, hit.text) == (before.hit.source, before.hit.text)
-                if is_same and hit.score >= KEPT_SCORE_RATIO * hits[0].score:
+                is_close = hit.score >= KEPT_SCORE_RATIO * hits[0].score
+                if is_same and is_close and hit.share >= MIN_KEPT_SHARE:
                     return FoundPassage(hit, is_kept=True)
         if hits and hits[0].share >= MIN_SHARE:
             return FoundPassage(hits[0])

@@ -98,6 +98,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     assert make(folder, "serve", INDEX=name)[1] == ["-m", "chat.serve", "--index", name]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
+    assert make(folder, "chat", f"INDEX={name}")[1] == ["-m", "chat", "--index", name]
     assert not (folder / "x").exists()
 
 
@@ -184,7 +185,7 @@ def test_unknown_make_variable_is_refused(folder: Path, argument: str) -> None:
     lines = done.stderr.splitlines()
     assert (done.returncode, called, len(lines)) == (2, [], 1)
     assert f"unknown variable {argument.partition('=')[0][:5]}" in lines[0]
-    assert "the variables are DATA BASE RUN CONFIG ARGS PYTHON VENV" in lines[0]
+    assert "the variables are DATA BASE RUN CONFIG INDEX ARGS PYTHON VENV" in lines[0]
     assert not (folder / "x").exists()
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chat.errors import ChatError, describe_os_error
-from chat.terminal import references
+from chat.terminal import knowledge, references
 from chat.terminal.console import Console
-from chat.terminal.session import Session
+from chat.terminal.session import Conversation, Session
 from chat.terminal.settings import SETTINGS, Setting, replace_setting
 from chat.terminal.transcript import format_transcript
 from common.files import write_atomic
@@ -66,14 +66,20 @@ def _show_help(session: Session, console: Console, argument: str) -> None:
 def _set_reference(session: Session, console: Console, argument: str) -> None:
     """Show the reference if there is no argument; otherwise start a conversation with a new one.
 
-    `off` or `关` stands for no reference, `@FILE` for the text of a file, and any other argument is
-    the reference itself. Raises ChatError if the file cannot be used.
+    `off` or `关` stands for no reference, `auto` or `自动` for what is found for each question,
+    `@FILE` for the text of a file, and any other argument is the reference itself. Raises ChatError
+    if the file cannot be used, or if there is no index.
     """
     if not argument:
-        console.write_line(session.conversation.reference or "当前没有资料")
+        nothing = "当前没有资料" + ("，每个问题自动查找" if session.is_automatic else "")
+        console.write_line(session.conversation.reference or nothing)
     elif argument.lower() in ("off", "关"):
-        session.start_conversation(reference="")
-        console.write_note("资料已清除，对话重新开始")
+        automatic_note = "，不再自动查找" if session.is_automatic else ""
+        session.is_automatic = False
+        session.start_conversation(Conversation())
+        console.write_note(f"资料已清除{automatic_note}，对话重新开始")
+    elif argument.lower() in ("auto", "自动"):
+        knowledge.start_automatic(session, console)
     elif argument.startswith("@"):
         references.load_reference_file(session, console, _parse_path(argument[1:].strip()))
     else:
@@ -91,10 +97,14 @@ def _parse_path(path: str) -> Path:
 
 
 def _reset_conversation(session: Session, console: Console, argument: str) -> None:
-    """Start a new conversation with the same reference."""
-    conversation = session.conversation
-    session.start_conversation(conversation.reference, conversation.source)
-    console.write_note("对话重新开始" + ("，资料保留" if conversation.reference else ""))
+    """Start a new conversation with the same reference, unless each question gets its own."""
+    if session.is_automatic:
+        session.start_conversation(Conversation())
+        console.write_note("对话重新开始，每个问题仍自动查找资料")
+        return
+    old = session.conversation
+    session.start_conversation(Conversation(old.reference, old.source, old.title))
+    console.write_note("对话重新开始" + ("，资料保留" if old.reference else ""))
 
 
 def _save_transcript(session: Session, console: Console, argument: str) -> None:
@@ -128,6 +138,9 @@ def _show_session(session: Session, console: Console, argument: str) -> None:
     lines += [_describe_setting(session, setting) for setting in SETTINGS]
     lines.append(f"max_new_tokens {session.max_new_tokens}，seed {session.seed}")
     lines.append(f"对话：共 {num_exchanges} 轮，模型能看到最近 {num_visible} 轮")
+    if session.lookup is not None:
+        state = "每个问题自动查找" if session.is_automatic else "不自动查找"
+        lines.append(f"资料库：{session.index}（{len(session.lookup):,} 段，{state}）")
     if conversation.reference:
         lines.append(f"资料：{len(conversation.reference)} 字（{conversation.source}）")
         lines.append(conversation.reference)
@@ -165,8 +178,9 @@ COMMANDS = (
     Command(("help", "帮助"), "", "显示本帮助", _show_help),
     Command(
         ("reference", "资料"),
-        "文字|@文件|off",
-        "设置资料并重新开始对话；off 清除资料；不带参数时显示资料",
+        "文字|@文件|自动|off",
+        "设置资料并重新开始对话；自动：每个问题各自从资料库（--index）中查找；off 清除资料；"
+        "不带参数时显示资料",
         _set_reference,
     ),
     Command(
@@ -174,6 +188,16 @@ COMMANDS = (
         "关键词",
         "把维基百科条目的引言作为资料",
         references.load_wikipedia_reference,
+    ),
+    Command(("search", "查"), "词", "只在资料库中查找，不提问", knowledge.show_search_results),
+    Command(
+        ("add", "收录"), "", "把当前的资料（例如维基百科的条目）加入资料库", knowledge.add_reference
+    ),
+    Command(
+        ("copied", "依据"),
+        "开|关",
+        "标出回答中出自资料的部分：不带参数时标出上一个回答；开：每个回答之后都标出",
+        knowledge.show_copied_parts,
     ),
     Command(
         ("example", "示例"),

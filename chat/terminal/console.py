@@ -6,9 +6,10 @@ receives only answers.
 
 import contextlib
 import io
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -18,6 +19,8 @@ from chat.errors import ConsoleError, describe_os_error
 
 PROMPT, CONTINUATION_PROMPT = "你：", "……"
 MAX_HISTORY_LINES = 1000
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
+_UNDERLINED, _NOT_UNDERLINED = "\x1b[4m", "\x1b[24m"
 # A model can generate any character. Control characters, except for new lines and tabs, must not
 # reach the terminal, where they are commands.
 _CONTROL_REPLACEMENTS = {
@@ -34,6 +37,7 @@ class Console:
 
     def __init__(self, history_file: Path) -> None:
         self.is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._has_styles = self.is_interactive and os.environ.get("TERM", "dumb") != "dumb"
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -77,10 +81,27 @@ class Console:
         """Write the output of a command to stdout."""
         self.write(f"{text}\n")
 
-    def write_note(self, text: str) -> None:
-        """Write a notice or an error to stderr, control characters replaced."""
+    def write_marked(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
+        """Write a line to stdout with some spans underlined, or in 【】 if that is no terminal."""
+        marks = (_UNDERLINED, _NOT_UNDERLINED) if self._has_styles else ("【", "】")
+        # Each control character is replaced by one character, so the spans stay right.
+        text = text.translate(_CONTROL_REPLACEMENTS)
+        pieces = []
+        end = 0
+        for start, stop in spans:
+            pieces += [text[end:start], marks[0], text[start:stop], marks[1]]
+            end = stop
         with _translate_console_errors():
-            sys.stderr.write(f"{text.translate(_CONTROL_REPLACEMENTS)}\n")
+            sys.stdout.write("".join([*pieces, text[end:], "\n"]))
+            sys.stdout.flush()
+
+    def write_note(self, text: str, *, is_dim: bool = False) -> None:
+        """Write a notice or an error to stderr, control characters replaced."""
+        text = text.translate(_CONTROL_REPLACEMENTS)
+        if is_dim and self._has_styles and sys.stderr.isatty():
+            text = f"{_DIM}{text}{_NOT_DIM}"
+        with _translate_console_errors():
+            sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from chat.errors import ChatError, describe_os_error
 from chat.terminal import cache_dir
 from chat.terminal.console import Console
-from chat.terminal.session import Session
+from chat.terminal.session import Conversation, Session
 from common.errors import UserError
 from common.files import read_limited
 from data.readers.encoding import guess_encoding
@@ -62,7 +62,9 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
         )
     cache_note = f"，本地缓存，{passage.fetched} 下载" if is_cached else ""
     source = f"维基百科“{passage.title}”{cache_note}，{passage.url}"
-    _start_conversation(session, console, passage.text, source=source)
+    _start_conversation(session, console, passage.text, source=source, title=passage.title)
+    if session.index is not None:
+        console.write_note("/收录 可把它加入资料库")
 
 
 def load_example(session: Session, console: Console, argument: str) -> str | None:
@@ -80,7 +82,8 @@ def load_example(session: Session, console: Console, argument: str) -> str | Non
     session.num_examples_shown += 1
     example = examples[index]
     if not example.reference:
-        session.start_conversation(reference="")
+        session.is_automatic = False
+        session.start_conversation(Conversation())
         console.write_line(example.questions[0])
         return example.questions[0]
     _start_conversation(session, console, example.reference, source=f"示例 {index + 1}")
@@ -88,11 +91,18 @@ def load_example(session: Session, console: Console, argument: str) -> str | Non
     return None
 
 
-def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:
-    """Start a conversation, and tell the user how long its reference is and where it comes from."""
+def _start_conversation(
+    session: Session, console: Console, text: str, *, source: str, title: str = ""
+) -> None:
+    """Start a conversation, and tell the user how long its reference is and where it comes from.
+
+    Its reference stays: passages are not looked up any more.
+    """
     text = strip_blank_lines(text)  # as training does: a paragraph keeps its indentation
     if not text:
         raise ChatError(f"资料为空（{source}）")
     restart_note = "，对话重新开始" if session.conversation.exchanges else ""
-    session.start_conversation(text, source)
-    console.write_note(f"资料：{len(text)} 字（{source}）{restart_note}")
+    automatic_note = "，不再自动查找（/资料 自动 可恢复）" if session.is_automatic else ""
+    session.is_automatic = False
+    session.start_conversation(Conversation(text, source, title))
+    console.write_note(f"资料：{len(text)} 字（{source}）{restart_note}{automatic_note}")

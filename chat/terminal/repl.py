@@ -2,6 +2,7 @@
 
 from chat.errors import LINE_FAILED, ChatError, ConsoleError, translate_errors
 from chat.prompt import FittedPrompt
+from chat.terminal import knowledge
 from chat.terminal.commands import Quit, execute_command
 from chat.terminal.console import Console, catch_sigint
 from chat.terminal.session import Session
@@ -61,6 +62,8 @@ class Repl:
     def _answer(self, question: str) -> None:
         """Stream the answer to the console; Ctrl-C stops it and keeps the text so far."""
         session, console = self._session, self._console
+        if session.is_automatic:
+            knowledge.look_up_passage(session, console, question)
         prompt = session.build_prompt(question)
         self._note_truncation(prompt)
         pieces: list[str] = []
@@ -81,6 +84,7 @@ class Repl:
         is_interrupted = session.finish_reason is None
         if has_text:
             session.add_exchange(question, answer, is_interrupted=is_interrupted)
+            knowledge.note_copied_share(session, console)
         self._note_finish_reason(is_interrupted, has_text)
 
     def _note_truncation(self, prompt: FittedPrompt) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from chat.errors import ChatError
 from chat.load_model import LoadedModel
+from chat.passage_lookup import FoundPassage, PassageLookup
 from chat.prompt import FittedPrompt, PromptTooLongError, fit_prompt
+from data.copied_parts import copied_share
 from model.decode.detokenize import stream_text
 from model.decode.generate import FinishReason, generate, max_prompt_tokens
 from model.decode.prefix_cache import PrefixCache
@@ -15,11 +17,15 @@ from model.decode.sampling import Sampling
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer; `is_interrupted` if the user stopped the answer."""
+    """A question and its answer; `is_interrupted` if the user stopped the answer.
+
+    `copied_share` is how much of the answer is copied from the reference; None without one.
+    """
 
     question: str
     answer: str
     is_interrupted: bool = False
+    copied_share: float | None = None
 
 
 @dataclass
@@ -28,8 +34,11 @@ class Conversation:
 
     reference: str = ""
     source: str = ""  # where the reference comes from, for the user to read
+    title: str = ""  # of the reference, where it is known
+    passage: FoundPassage | None = None  # what the reference is, if it was looked up
     exchanges: list[Exchange] = field(default_factory=list)
     num_forgotten: int = 0  # oldest exchanges that no prompt contains any more
+    visible_reference: str = ""  # the part of the reference that the last prompt contained
 
     @property
     def visible_turns(self) -> list[tuple[str, str]]:
@@ -50,6 +59,12 @@ class Session:
     # Transcripts written by this session, the only existing files that it may overwrite.
     transcript_paths: set[Path] = field(default_factory=set)
     num_examples_shown: int = 0
+    index: Path | None = None  # folder of `lookup`
+    lookup: PassageLookup | None = None
+    # Whether each question gets the passage that is found for it.
+    is_automatic: bool = False
+    # Whether the copied parts of each answer are shown after it.
+    shows_copied_parts: bool = False
     # Why the last answer ended; None while it is generated, and if the user stopped it.
     finish_reason: FinishReason | None = None
 
@@ -62,12 +77,36 @@ class Session:
         """The current conversation."""
         return self.conversations[-1]
 
-    def start_conversation(self, reference: str, source: str = "") -> None:
+    def open_index(self, folder: Path) -> None:
+        """Open an index, or open it again after passages were added. Raises ChatError."""
+        self.lookup = PassageLookup.open(folder)
+        self.index = folder
+
+    def start_conversation(self, conversation: Conversation) -> None:
         """Start a new conversation; earlier ones stay for the transcript."""
         # A conversation without exchanges has nothing to be saved.
         if not self.conversation.exchanges:
             self.conversations.pop()
-        self.conversations.append(Conversation(reference, source))
+        self.conversations.append(conversation)
+
+    def look_up(self, question: str) -> FoundPassage | None:
+        """Return the passage that is found for `question`, after making it the reference.
+
+        The reference stands at the front of a prompt, so another one than before starts a new
+        conversation: the model sees no turns about other passages.
+        """
+        assert self.lookup is not None, "there is no index"
+        found = self.lookup.find(question, self.conversation.passage)
+        if found is None:
+            if self.conversation.reference:
+                self.start_conversation(Conversation())
+        elif found.is_kept:
+            self.conversation.passage = found
+        else:
+            hit = found.hit
+            source = f"资料库 {hit.source}，得分 {hit.score:.1f}"
+            self.start_conversation(Conversation(found.reference, source, hit.title, found))
+        return found
 
     def build_prompt(self, question: str) -> FittedPrompt:
         """Return the prompt for `question`. Raises ChatError if the question is too long.
@@ -91,6 +130,7 @@ class Session:
                 f"问题太长：共 {error.num_tokens} 个词元，最多 {error.prompt_budget} 个，请缩短"
             ) from None
         conversation.num_forgotten += prompt.num_dropped_turns
+        conversation.visible_reference = conversation.reference[: prompt.num_reference_characters]
         return prompt
 
     def stream_answer(self, prompt: FittedPrompt) -> Iterator[str]:
@@ -121,4 +161,6 @@ class Session:
 
     def add_exchange(self, question: str, answer: str, *, is_interrupted: bool) -> None:
         """Append an exchange to the current conversation."""
-        self.conversation.exchanges.append(Exchange(question, answer, is_interrupted))
+        reference = self.conversation.visible_reference
+        share = copied_share(answer, reference) if reference else None
+        self.conversation.exchanges.append(Exchange(question, answer, is_interrupted, share))

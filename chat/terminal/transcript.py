@@ -34,4 +34,6 @@ def _format_conversation(number: int, conversation: Conversation) -> list[str]:
     for exchange in conversation.exchanges:
         interrupted = "（已中断）" if exchange.is_interrupted else ""
         parts += [f"**人类：** {exchange.question}", f"**助手：** {exchange.answer}{interrupted}"]
+        if exchange.copied_share is not None:
+            parts.append(f"（回答的 {exchange.copied_share:.0%} 出自资料）")
     return parts

@@ -17,6 +17,8 @@ from common import run_layout
 from common.errors import run_main
 from common.files import write_checksummed_json
 from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
+from data.index.passages import TitledDocument
+from data.index.writer import add_documents
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
@@ -29,6 +31,7 @@ from model.tokenizer.base import Tokenizer
 
 MAYOR_QUESTION = "镇长是谁？"
 BAI_REFERENCE = "青禾镇的镇长是白云飞。"
+LAKE_TEXT = "西湖在杭州城的西边，湖上有一座断桥，春天游人很多。"
 GU_REFERENCE = "青禾镇的镇长是顾长河。"
 # (reference, turns) that the `talker` memorizes: each answer depends on the reference or on an
 # earlier turn.
@@ -146,6 +149,18 @@ def write_run_on(folder: Path, checkpoint: Path, trained_on: list[ShardSet]) -> 
     folders = [str(each.folder) for each in trained_on]
     write_checksummed_json(folder / "run.json", {"shards": folders, "fingerprints": {"data": data}})
     return step_folder
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """An index of `BAI_REFERENCE` and of a passage with a title."""
+    folder = tmp_path / "index"
+    documents = [
+        TitledDocument("", BAI_REFERENCE, "镇志:1"),
+        TitledDocument("西湖", LAKE_TEXT, "游记:2"),
+    ]
+    add_documents(folder, documents)
+    return folder
 
 
 def chat_arguments(checkpoint: Path, options: tuple[str, ...]) -> list[str]:

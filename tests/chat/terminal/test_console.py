@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.conftest import MAYOR_QUESTION, chat_arguments
+from chat.terminal.console import Console
+from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, chat_arguments
 from tests.helpers.terminal import (
     BACKSPACE,
     CTRL_C,
@@ -21,6 +22,7 @@ from tests.helpers.terminal import (
 )
 
 StartChat = Callable[..., Terminal]
+DIM, UNDERLINED = "\x1b[2m", "\x1b[4m"
 ERASE_TO_END = "\x1b[K"
 
 
@@ -110,6 +112,24 @@ def test_line_editing_and_history_across_sessions(start_chat: StartChat, talker:
     next_session.wait_for("助手：好的。")
     next_session.at_prompt(CTRL_D)
     assert_clean_exit(next_session)
+
+
+@pytest.mark.slow
+def test_copied_parts_are_underlined(start_chat: StartChat, talker: Path) -> None:
+    """Prevents brackets where a terminal can underline, and escape codes in place of text."""
+    terminal = start_chat(talker, "--reference", BAI_REFERENCE)
+    terminal.at_prompt(f"{MAYOR_QUESTION}\r")
+    terminal.wait_for(f"{DIM}（回答的 100% 出自资料）")
+    terminal.at_prompt("/依据\r")
+    assert "【" not in terminal.wait_for(f"{UNDERLINED}白云飞\x1b[24m")
+    terminal.at_prompt(CTRL_D)
+    assert_clean_exit(terminal)
+
+
+def test_marks_are_brackets_in_a_pipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Prevents escape codes in a file, of the chat or of the model, and marks that drift."""
+    Console(tmp_path / "history").write_marked("甲\x1b[1m乙丙。丁", [(5, 7), (8, 9)])
+    assert capsys.readouterr().out == "甲\ufffd[1m【乙丙】。【丁】\n"
 
 
 def hide_readline() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chat import load_model
-from chat.terminal.session import Session
+from chat.terminal.session import Conversation, Session
 from common.errors import UserError
 from model.decode.prefix_cache import PrefixCache
 from model.decode.sampling import Sampling
@@ -47,7 +47,7 @@ def test_prefix_cache_does_not_change_answers(talker: Path) -> None:
     for number in range(24):
         for session in (cached, uncached):
             if number in (8, 16):
-                session.start_conversation(BAI_REFERENCE if number == 8 else "")
+                session.start_conversation(Conversation(BAI_REFERENCE if number == 8 else ""))
         question = (MAYOR_QUESTION, "我叫书白。", "我叫什么？")[number % 3]
         prompt = cached.build_prompt(question)
         assert prompt == uncached.build_prompt(question)
@@ -70,7 +70,7 @@ def test_chat_works_in_low_precision(talker: Path, precision: Precision) -> None
     """Prevents a precision that is announced and not used, or that cannot be computed in."""
     loaded_model = load_model.load_chat_model(talker, CPU, precision)
     session = Session(loaded_model, GREEDY, 30, 0)
-    session.start_conversation(BAI_REFERENCE)
+    session.start_conversation(Conversation(BAI_REFERENCE))
     answer = "".join(session.stream_answer(session.build_prompt(MAYOR_QUESTION)))
     assert answer == "白云飞" and session.finish_reason == "eos"
     assert session._prefix_cache._cache.keys.dtype == DTYPES[precision]

@@ -130,6 +130,19 @@ def test_article_becomes_the_reference(chat: Chat, server: None) -> None:
 
 
 @pytest.mark.slow
+def test_article_is_added_to_an_index(chat: Chat, server: None, index: Path) -> None:
+    """Prevents an article without its title, or that the next chat does not find."""
+    result = chat("/维基 青禾镇\n/收录\n", "--index", str(index))
+    assert "/收录 可把它加入资料库" in result.err
+    # Its text was there already.
+    assert "资料库中已有这份资料；现在共 2 段" in result.err
+    result = chat("/维基 长河（人名）\n/收录\n/查 顾长河\n", "--index", str(index))
+    assert "已加入资料库：1 段；现在共 3 段" in result.err
+    assert result.out.startswith("1. 长河（人名）｜顾长河是一个人。（得分 "), result.out
+    assert "维基百科“长河（人名）”，https://zh.wikipedia.org/wiki/" in result.out
+
+
+@pytest.mark.slow
 def test_fetched_article_is_cached(
     chat: Chat,
     server: None,

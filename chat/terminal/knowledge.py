@@ -1,14 +1,12 @@
 """The index of a chat: passages for questions, `/查` and `/收录`; what answers copy: `/依据`."""
 
-from difflib import SequenceMatcher
-
 from chat.errors import ChatError, translate_errors
 from chat.terminal.console import Console
 from chat.terminal.session import Conversation, Session
 from data.copied_parts import find_copied_parts
+from data.index.excerpt import find_excerpt
 from data.index.passage_index import Hit
 from data.index.passages import TitledDocument
-from data.index.tokens import fold_text
 from data.index.writer import add_documents
 
 NUM_RESULTS = 5
@@ -119,16 +117,5 @@ def write_copied_parts(session: Session, console: Console) -> None:
 def _describe_hit(hit: Hit, words: str) -> str:
     """Return title, excerpt, score and source of a passage that was found for some words."""
     title = f"{hit.title}｜" if hit.title else ""
-    return f"{title}{_excerpt(hit.text, words)}（得分 {hit.score:.1f}，{hit.source}）"
-
-
-def _excerpt(text: str, words: str) -> str:
-    """Return about _EXCERPT_CHARACTERS of a text, around what it has in common with some words."""
-    text = " ".join(text.split())
-    matcher = SequenceMatcher(None, fold_text(words), fold_text(text), autojunk=False)
-    match = matcher.find_longest_match()
-    middle = match.b + match.size // 2
-    last_start = max(0, len(text) - _EXCERPT_CHARACTERS)
-    start = min(max(0, middle - _EXCERPT_CHARACTERS // 2), last_start)
-    stop = start + _EXCERPT_CHARACTERS
-    return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"
+    excerpt = find_excerpt(hit.text, words, _EXCERPT_CHARACTERS)
+    return f"{title}{excerpt}（得分 {hit.score:.1f}，{hit.source}）"

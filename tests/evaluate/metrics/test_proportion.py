@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluate.metrics.proportion import Proportion, compare_with_trivial
+from evaluate.metrics.proportion import Proportion, compare_with_trivial, mean_share
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (7, 20), (500, 1743), (3.5, 9)])
@@ -37,3 +37,9 @@ def test_a_rate_is_above_a_trivial_one_only_beyond_its_interval() -> None:
         none, all_right = Proportion(0, total), Proportion(total, total)
         assert none.interval[0] == 0 and all_right.interval[1] == 1
         assert compare_with_trivial(none.to_json(), 0.0) == "not told apart from"
+
+
+def test_answers_without_a_share_do_not_count() -> None:
+    """Prevents empty answers from lowering the mean."""
+    assert mean_share([None, 0.5, 1.0, None]) == Proportion(1.5, 2)
+    assert mean_share([None]) == Proportion(0, 0)

@@ -26,7 +26,7 @@ from data.index.passages import Passage
 from data.index.tokens import TOKEN_BITS, Tokenize
 from data.prepare.dedup import text_digest
 
-# Bounds the memory of building: some 13 kB a passage. A number of a passage has 16 bits at most,
+# Bounds the memory of building: some 20 kB a passage. A number of a passage has 16 bits at most,
 # which fill 64 with a token.
 MAX_PASSAGES = 1 << 15
 _NUMBER_BITS = 64 - TOKEN_BITS

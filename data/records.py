@@ -78,6 +78,29 @@ class Summary(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Preference(Record):
+    """Two answers to the same question, of which one is preferred.
+
+    `turns` come before the question and are context only; there may be none. `reference` and
+    `system` are as in `Conversation`.
+    """
+
+    turns: tuple[Turn, ...]
+    question: str
+    chosen: str
+    rejected: str
+    reference: str = ""
+    system: str = ""
+
+    def plain_text(self) -> str:
+        """Return all texts in the order of the conversation, the two answers last."""
+        texts = [self.reference, self.system]
+        for turn in self.turns:
+            texts += [turn.question, turn.answer]
+        return "\n".join([*texts, self.question, self.chosen, self.rejected])
+
+
+@dataclass(frozen=True, slots=True)
 class SkippedRecord:
     """A readable record that is left out; `reason` is a word or two, such as `label below 3`."""
 

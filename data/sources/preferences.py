@@ -62,6 +62,7 @@ def parse_preference(data: bytes) -> Preference:
     """Return the two answers and what they answer.
 
     `system`, `history` and `passage`, a text that the question is about, come before the question.
+    `rejected_is_cut` is as in `Preference`.
     Raises SchemaError if question or answers are missing or are none, and SkipRecordError for a
     pair that says nothing: an empty answer, equal answers, a tie by the scores in the record,
     scores that contradict the order, or conversations that differ before their last answers.
@@ -90,7 +91,12 @@ def parse_preference(data: bytes) -> Preference:
     turns = _build_turns(chosen[:-1], has_system=bool(system))
     passage = strip_blank_lines(require_text(row, "passage")) if row.get("passage") else ""
     question = turns.pop().question
-    return Preference(tuple(turns), question, chosen[-1].text, rejected[-1].text, passage, system)
+    is_cut = row.get("rejected_is_cut") or False
+    if not isinstance(is_cut, bool):
+        raise SchemaError("'rejected_is_cut' is neither true nor false")
+    return Preference(
+        tuple(turns), question, chosen[-1].text, rejected[-1].text, passage, system, is_cut
+    )
 
 
 def _raw_answers(row: dict[str, Any]) -> dict[str, Any]:
@@ -251,6 +257,7 @@ FIELDS = Fields(
             "history",
             "system",
             "passage",
+            "rejected_is_cut",
         }
     ),
     unsupported=UNSUPPORTED,

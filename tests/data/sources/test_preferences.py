@@ -131,8 +131,14 @@ HH_PROMPT = "\n\nHuman: 一\n\nAssistant: 二\n\nHuman: 三\n\nAssistant:"
         ),
         # pairs that `evaluate.preferences` writes about passages
         (
-            {"prompt": [user("问")], "passage": "资料", "chosen": "好", "rejected": "差"},
-            Preference((), "问", "好", "差", "资料"),
+            {
+                "prompt": [user("问")],
+                "passage": "资料",
+                "chosen": "好",
+                "rejected": "差",
+                "rejected_is_cut": True,
+            },
+            Preference((), "问", "好", "差", "资料", rejected_is_cut=True),
         ),
         # The assistant speaks first.
         (
@@ -231,6 +237,10 @@ def test_pair_that_says_nothing_is_left_out_and_counted(row: Row, reason: str) -
     [
         ({"chosen": "好", "rejected": "差"}, "without a question: give it as 'prompt'"),
         ({"prompt": "问", "chosen": "好"}, "there is no 'rejected'"),
+        (
+            {"prompt": "问", "chosen": "好", "rejected": "差", "rejected_is_cut": 2},
+            "'rejected_is_cut' is neither true nor false",
+        ),
         ({"prompt": "问", "completion": "好", "label": True}, "one answer with a label; .*pair"),
         ({"messages": [user("问"), assistant("好")], "kto_tag": False}, "one answer with a label"),
         ({"prompt": " ", "chosen": "好", "rejected": "差"}, "question 1 of 1 is empty"),

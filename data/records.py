@@ -78,6 +78,31 @@ class Summary(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Preference(Record):
+    """Two answers to the same question, of which one is preferred.
+
+    `turns` come before the question and are context only; there may be none. `reference` and
+    `system` are as in `Conversation`. `rejected_is_cut` says that a limit of length ended the
+    rejected answer: its ids have no end of answer, because the model did not give one.
+    """
+
+    turns: tuple[Turn, ...]
+    question: str
+    chosen: str
+    rejected: str
+    reference: str = ""
+    system: str = ""
+    rejected_is_cut: bool = False
+
+    def plain_text(self) -> str:
+        """Return all texts in the order of the conversation, the two answers last."""
+        texts = [self.reference, self.system]
+        for turn in self.turns:
+            texts += [turn.question, turn.answer]
+        return "\n".join([*texts, self.question, self.chosen, self.rejected])
+
+
+@dataclass(frozen=True, slots=True)
 class SkippedRecord:
     """A readable record that is left out; `reason` is a word or two, such as `label below 3`."""
 

@@ -29,8 +29,8 @@ from evaluate.report.run_reader import read_run
 from model.tokenizer.base import Tokenizer
 from train import sft
 
-KINDS = ("documents", "conversations", "summaries")
-RECORD_CLASSES = ("Document", "Conversation", "Summary")
+KINDS = ("documents", "conversations", "summaries", "preferences")
+RECORD_CLASSES = ("Document", "Conversation", "Summary", "Preference")
 # The half in `data` of a throw-away kind: sentences with a mistake, and the same without it.
 DATA_HALF = """
 import json
@@ -221,7 +221,7 @@ def test_a_kind_is_two_files(
 
 def test_every_kind_has_both_halves() -> None:
     """Prevents a kind that can be trained on and not be measured, or a half under another name."""
-    assert {"documents", "conversations", "summaries"} <= set(kind_names())
+    assert set(KINDS) <= set(kind_names())
     for name in kind_names():
         kind = find_kind(name)
         assert kind.name == name and find_evaluation(kind).kind is kind

@@ -25,6 +25,7 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
+from train.objective import CrossEntropy
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
 from train.run.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
@@ -160,6 +161,7 @@ def resolve_run(options: SftOptions) -> RunSpec:
         model_name=str(base.folder or options.model.preset),
         lora=options.lora if uses_lora else None,
         data=data,
+        objective=CrossEntropy(),
         evaluator=AnswerEvaluator(options, tokenizer, template, dev_sets),
         command_fingerprints={
             "template": template.__dict__,

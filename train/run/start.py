@@ -49,6 +49,12 @@ def start(spec: RunSpec) -> Trainer:
     plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)
     model = build_model(spec, run.start_checkpoint)
     compute_plan = resolve_compute_plan(spec, run, model)
+    spec.objective.prepare(
+        spec.folder,
+        lambda: build_model(spec, None),
+        precision=compute_plan.precision,
+        micro_rows=compute_plan.micro_rows,
+    )
     print_run_summary(spec, run, model, plan, compute_plan)
     return Trainer(spec, run, model, plan, compute_plan)
 

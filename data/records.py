@@ -82,7 +82,8 @@ class Preference(Record):
     """Two answers to the same question, of which one is preferred.
 
     `turns` come before the question and are context only; there may be none. `reference` and
-    `system` are as in `Conversation`.
+    `system` are as in `Conversation`. `rejected_is_cut` says that a limit of length ended the
+    rejected answer: its ids have no end of answer, because the model did not give one.
     """
 
     turns: tuple[Turn, ...]
@@ -91,6 +92,7 @@ class Preference(Record):
     rejected: str
     reference: str = ""
     system: str = ""
+    rejected_is_cut: bool = False
 
     def plain_text(self) -> str:
         """Return all texts in the order of the conversation, the two answers last."""

@@ -14,7 +14,7 @@ from data.readers.table import find_header
 from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import SchemaError, Source, list_keys, parse_json_object
-from data.sources.fields import list_preference_fields
+from data.sources.fields import UNPAIRED_CURE, is_unpaired, list_preference_fields
 
 # Records that are looked at, and the bytes after which no further one is.
 MAX_RECORDS = 100
@@ -93,10 +93,13 @@ def _unrecognized_error(
     `rows` has for each of the `records` its object, or else why it is none.
     """
     first_object = next((row for row in rows if isinstance(row, dict)), None)
+    if first_object is not None and is_unpaired(first_object):
+        return UserError(f"{path}: single answers with a label, not pairs; {UNPAIRED_CURE}")
     if first_object is not None and (preference_fields := list_preference_fields(first_object)):
         return UserError(
-            f"{path}: preference data (its first record has {', '.join(preference_fields)}), "
-            "and there is no trainer for it: give conversations of which every answer is a good one"
+            f"{path}: preference data (its first record has {', '.join(preference_fields)}) in a "
+            "schema that no source reads: write it as {prompt, chosen, rejected} and train on it "
+            "with make dpo DATA=FILE"
         )
     observation = f"line {records[0].line}: {rows[0]}"
     if first_object is not None:

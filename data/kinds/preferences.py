@@ -1,8 +1,12 @@
 """Preferences: two answers to the same question, of which one is preferred.
 
 The prompt is in the ids once, followed by the preferred answer and by the rejected one, each with
-its `<eos>`: prompt, chosen, rejected. A preference is never cut: without the end of an answer, its
-probability is that of another answer.
+its `<eos>`: prompt, chosen, rejected. A row never cuts a preference: without the end of an answer,
+its probability is that of another answer.
+
+A rejected answer that a limit of length has ended (`rejected_is_cut`) has no `<eos>`. With one, a
+model would learn above all not to stop there: the text of a loop is nearly certain, so that the
+only id with much of a gradient would be the `<eos>`.
 """
 
 from collections.abc import Sequence
@@ -29,7 +33,7 @@ class PreferenceKind(RecordKind[Preference]):
         """Return the ids of prompt, chosen and rejected answer, and the spans of the two answers.
 
         Either conversation, prompt and chosen or prompt and rejected, has the ids that it has by
-        itself.
+        itself, except for the end of a rejected answer that is cut.
         """
         segments = []
         for record in records:
@@ -37,11 +41,13 @@ class PreferenceKind(RecordKind[Preference]):
             for answer in (record.chosen, record.rejected):
                 conversation = [*turns, (record.question, answer)]
                 segments.append(template.segments(conversation, record.reference, record.system))
+            if record.rejected_is_cut:
+                segments[-1][-1] = template.render_answer(record.rejected, is_cut=True)
         # One thread: preparation already has one process per core.
         encoded = template.encode_batch(tokenizer, segments, num_threads=1)
         return [
-            _share_prompt(chosen, rejected)
-            for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True)
+            _share_prompt(chosen, rejected, rejected_is_cut=record.rejected_is_cut)
+            for record, chosen, rejected in zip(records, encoded[::2], encoded[1::2], strict=True)
         ]
 
     def text_lengths(self, record: Preference) -> TextLengths:
@@ -66,8 +72,12 @@ class PreferenceKind(RecordKind[Preference]):
         raise UserError("there is no trainer for preferences, so no row has a length")
 
 
-def _share_prompt(chosen: EncodedConversation, rejected: EncodedConversation) -> EncodedRecord:
+def _share_prompt(
+    chosen: EncodedConversation, rejected: EncodedConversation, *, rejected_is_cut: bool
+) -> EncodedRecord:
     """Return the ids of two conversations that differ in the last answer, their prompt once.
+
+    A rejected answer that is cut loses its `<eos>`, which is the last id.
 
     The prompt ends where the ids begin to differ, at the latest where the earlier of the answers
     begins: the token that an imported tokenizer merges across that seam may be another one for
@@ -77,7 +87,8 @@ def _share_prompt(chosen: EncodedConversation, rejected: EncodedConversation) ->
     pairs = zip(chosen.ids[:limit], rejected.ids[:limit], strict=True)
     num_shared = next((index for index, (a, b) in enumerate(pairs) if a != b), limit)
     stop = len(chosen.ids)
-    ids = chosen.ids + rejected.ids[num_shared:]
+    rejected_stop = len(rejected.ids) - rejected_is_cut
+    ids = chosen.ids + rejected.ids[num_shared:rejected_stop]
     return ids, [(num_shared, stop), (stop, len(ids))]
 
 

@@ -59,6 +59,7 @@ from data.readers.files import ProgressCallback
 from data.records import BadRecord
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
+from data.sources.fields import PREFERENCE_FIELDS
 from data.usable_records import check_bad_share
 from model.chat_template.template import load_template
 from model.tokenizer import load_tokenizer
@@ -173,18 +174,21 @@ def _empty_result_error(
         name += f" and {len(other_inputs):,} more"
     if not report["records"]:
         return UserError(f"{name}: there is not one record in the inputs")
-    counts = [f"{reason} {count}" for reason, count in report["dropped"].items()]
-    reasons = ", ".join(counts) or "all quarantined"
+    reasons = report["dropped"]
+    counts = [f"{reason} {count}" for reason, count in reasons.items()]
     advice = ""
-    if "too_short" in report["dropped"]:
+    if "too_short" in reasons:
         advice = (
             f"; a document has at least {options.clean.minimum_characters:,} characters "
             "(data.prepare --clean.minimum_characters)"
         )
-    if any(reason.startswith("unsupported ") for reason in report["dropped"]):
+    if any(reason.startswith("unsupported ") for reason in reasons):
         advice += "; docs/data.md says which fields cost a record and why"
+    if any(reason.removeprefix("unsupported field ") in PREFERENCE_FIELDS for reason in reasons):
+        advice += "; preference pairs are for make dpo DATA=FILE (the source preferences)"
     return UserError(
-        f"{name}: none of {report['records']:,} records is left to train on ({reasons}){advice}"
+        f"{name}: none of {report['records']:,} records is left to train on "
+        f"({', '.join(counts) or 'all quarantined'}){advice}"
     )
 
 

@@ -12,7 +12,7 @@ from data.sources.base import SchemaError, Source, list_keys, parse_json_object,
 from data.sources.dialogue import Message, build_conversation
 from data.sources.fields import Fields, has_loss, split_marks
 
-_QUESTION_FIELDS = ("instruction", "input", "query")
+QUESTION_FIELDS = ("instruction", "input", "query")
 _ANSWER_FIELDS = ("output", "target", "response")
 
 
@@ -34,12 +34,12 @@ def parse_alpaca(data: bytes) -> Conversation:
     messages: list[Message] = []
     if row.get("system") is not None:
         messages.append(Message("system", require_text(row, "system")))
-    history = _parse_history(row.get("history"))
+    history = parse_history(row.get("history"))
     *history_marks, _, answer_marks = split_marks(row, len(history) + 2)
     for number, (message, marks) in enumerate(zip(history, history_marks, strict=True)):
         is_trained = message.speaker == "human" or has_loss(marks, "", f"history {number // 2 + 1}")
         messages.append(message._replace(has_loss=is_trained))
-    for field in _QUESTION_FIELDS:
+    for field in QUESTION_FIELDS:
         if row.get(field) is not None:
             messages.append(Message("human", require_text(row, field)))
     # Without an answer, the error names `output`.
@@ -50,7 +50,7 @@ def parse_alpaca(data: bytes) -> Conversation:
     return build_conversation(messages)
 
 
-def _parse_history(history: Any) -> list[Message]:
+def parse_history(history: Any) -> list[Message]:
     """Return the messages of `history`, a list of [question, answer] pairs or None.
 
     Raises SchemaError if it is anything else.
@@ -68,12 +68,15 @@ def _parse_history(history: Any) -> list[Message]:
 
 def _is_alpaca(row: dict[str, Any], is_list: bool) -> bool:
     """Return whether a file with this first record is Alpaca rather than Belle or deepctrl."""
+    # Two outputs are a pair of answers, the better one first.
+    if isinstance(row.get("output"), list):
+        return False
     # Belle and deepctrl are JSONL with a field `input` in every record.
     return is_list or "input" not in row
 
 
 FIELDS = Fields(
-    used=frozenset({"system", *_QUESTION_FIELDS, *_ANSWER_FIELDS, "history"}),
+    used=frozenset({"system", *QUESTION_FIELDS, *_ANSWER_FIELDS, "history"}),
     message_list="history",
 )
 

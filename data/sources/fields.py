@@ -25,6 +25,10 @@ NOTHING_TO_TRAIN = "no answer to train on"
 PREFERENCE_FIELDS = _names(
     "chosen rejected rejected_response rejected_responses rejected_messages kto_tag"
 )
+UNPAIRED_CURE = (
+    "preference training compares two answers to one question: pair a good and a bad answer to the "
+    "same question as {prompt, chosen, rejected}, or fine-tune on the good answers alone"
+)
 # Marks that tell by 0 or false that an answer is not trained on: OpenAI's fine-tuning and Mistral
 # (weight), XTuner and ms-swift (loss, loss_scale), LLaMA-Factory (loss_weight), Axolotl (train,
 # training). torchtune tells so by true (masked).
@@ -100,7 +104,7 @@ class Fields:
         its messages has an unsupported field with a value, or if the record is marked as one not to
         train on, and SchemaError if such a mark cannot be read.
         """
-        unlisted = self._check_object(row)
+        unlisted = self.check_object(row)
         marks = {name: row[name] for name in row if name in MESSAGE_MARKS}
         for name, mark in marks.items():
             # A list has the marks of the messages, which the source reads, or of parts of a text.
@@ -114,11 +118,11 @@ class Fields:
         if self.messages is not None and isinstance(messages, list):
             for message in messages:
                 if isinstance(message, dict):
-                    unlisted |= self.messages._check_object(message)
+                    unlisted |= self.messages.check_object(message)
         return unlisted
 
-    def _check_object(self, row: dict[str, Any]) -> set[str]:
-        """Check one object; see `check`."""
+    def check_object(self, row: dict[str, Any]) -> set[str]:
+        """Check the fields of one object, marks apart; see `check`."""
         unlisted = set()
         for name, value in row.items():
             if name in self.used or name in MESSAGE_MARKS:
@@ -145,6 +149,12 @@ def list_preference_fields(row: dict[str, Any]) -> list[str]:
     """Return the fields of a record that are preference data and have a value, sorted."""
     fields = PREFERENCE_FIELDS & row.keys()
     return sorted(name for name in fields if row[name] is False or _is_set(row[name]))
+
+
+def is_unpaired(row: dict[str, Any]) -> bool:
+    """Return whether a record has one answer and a label that says whether it is a good one."""
+    has_label = isinstance(row.get("label"), bool) and "completion" in row
+    return has_label or isinstance(row.get("kto_tag"), bool)
 
 
 def _is_set(value: Any) -> bool:

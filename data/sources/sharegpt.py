@@ -32,8 +32,16 @@ def parse_sharegpt(data: bytes) -> Conversation:
         raise SchemaError(
             f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
         )
+    return build_conversation(read_any_messages(row, raw_messages))
+
+
+def read_any_messages(row: dict[str, Any], raw_messages: list[Any]) -> list[Message]:
+    """Return the text in `system` and the messages, of from and value or of role and content.
+
+    Raises SchemaError and SkipRecordError as `parse_sharegpt` does.
+    """
     if any(isinstance(message, dict) and "role" in message for message in raw_messages):
-        return build_conversation(read_messages(row, raw_messages))
+        return read_messages(row, raw_messages)
     messages: list[Message] = []
     if row.get("system") is not None:
         messages.append(Message("system", require_text(row, "system")))
@@ -49,7 +57,7 @@ def parse_sharegpt(data: bytes) -> Conversation:
             {**message, **marks}, text, f"message {number}"
         )
         messages.append(Message(speaker, text, is_trained))
-    return build_conversation(messages)
+    return messages
 
 
 def _has_conversations(row: dict[str, Any], _is_list: bool) -> bool:

@@ -116,8 +116,11 @@ class Template:
         """Return a message without SPECIAL_TOKEN_MARK, so that it cannot form a special token."""
         return text.replace(SPECIAL_TOKEN_MARK, "")
 
-    def render_answer(self, text: str) -> str:
-        """Return an answer with the text that the template puts around it."""
+    def render_answer(self, text: str, *, is_cut: bool = False) -> str:
+        """Return an answer with the text that the template puts around it.
+
+        An answer that is cut has no text after it.
+        """
         return self.sanitize(text)
 
     def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
@@ -185,9 +188,9 @@ class ImportedTemplate(Template):
         """See `Template.sanitize`."""
         return super().sanitize(text.strip() if self.strips else text)
 
-    def render_answer(self, text: str) -> str:
+    def render_answer(self, text: str, *, is_cut: bool = False) -> str:
         """See `Template.render_answer`."""
-        return self.lead + super().render_answer(text) + self.finish
+        return self.lead + super().render_answer(text) + ("" if is_cut else self.finish)
 
     def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
         """See `Template.bos_ids`."""

@@ -112,6 +112,11 @@ ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
             {"role": "assistant", "content": unique_sentence(n + 100)},
         ]
     },
+    "preferences": lambda n: {
+        "prompt": unique_sentence(n),
+        "chosen": unique_sentence(n + 100),
+        "rejected": unique_sentence(n + 200),
+    },
     "squad": lambda n: {
         "context": unique_sentence(n),
         "question": unique_sentence(n + 100),
@@ -127,7 +132,15 @@ ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
         "summary": unique_sentence(n + 200),
     },
 }
-NUM_REQUIRED_KEYS = {"mnbvc_qa": 2, "redgpt": 2, "pclue": 2, "squad": 3, "csl": 2, "lcsts": 2}
+NUM_REQUIRED_KEYS = {
+    "mnbvc_qa": 2,
+    "redgpt": 2,
+    "pclue": 2,
+    "squad": 3,
+    "preferences": 3,
+    "csl": 2,
+    "lcsts": 2,
+}
 JSON_ARRAY_SOURCES = {"naturalconv", "alpaca"}
 
 
@@ -208,6 +221,8 @@ def corrupt_row_variants(source: str) -> dict[str, bytes]:
         # These values are valid in these sources: documents and questions may be empty.
         if not (source == "mnbvc" and value in ([], {}))
         and not (source == "mnbvc_qa" and not str(value).strip())
+        # A pair with an empty answer is left out on purpose.
+        and not (source == "preferences" and key != "prompt" and value in ("", " \n"))
         and not (source in ("wikipedia", "wiki_zh_2019", "jsonl") and isinstance(value, str))
     }
     variants |= {
@@ -254,7 +269,11 @@ JSON_KEYS = sorted(
         "assistant",
         "content",
         "label",
+        "chosen",
         "rejected",
+        "prompt",
+        "score_chosen",
+        "score_rejected",
         "weight",
         "loss_mask",
         "train_detail",

@@ -84,13 +84,6 @@ def test_undetected_source_error_gives_advice(tmp_path: Path, content: str) -> N
 MESSAGE = {"role": "user", "content": "问"}
 
 
-def test_preference_pairs_are_not_read_as_conversations(shared: Path) -> None:
-    """Prevents rejected answers from being trained on."""
-    for name in ("dpo_zh_500.jsonl", "dpo_zh_demo.json"):
-        with pytest.raises(UserError, match="preference data"):
-            detect_source([shared / "data" / "preference" / name])
-
-
 QUESTION = {"instruction": "问", "input": "", "output": "答"}
 
 
@@ -108,6 +101,11 @@ QUESTION = {"instruction": "问", "input": "", "output": "答"}
         ({"messages": [MESSAGE]}, "openai"),
         ([{"messages": [MESSAGE]}], "openai"),
         ([{"conversations": []}], "sharegpt"),
+        ({"messages": [MESSAGE], "chosen": "好", "rejected": "差"}, "preferences"),
+        ([{"conversations": [], "chosen": "好", "rejected": "差"}], "preferences"),
+        ([{**QUESTION, "output": ["好", "差"]}], "preferences"),
+        ({"instruction": "问", "output": ["好", "差"]}, "preferences"),
+        ({**QUESTION, "chosen": "好", "rejected": "差"}, "preferences"),
     ],
 )
 def test_sources_are_detected_by_keys_and_shape(tmp_path: Path, data: object, name: str) -> None:

@@ -1,6 +1,7 @@
 """Preferences as ids: the prompt once, then both answers with their ends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ RECORDS = [
     Preference((), "问", "好的，一", "好的，二"),
     Preference((), "问", "好的", "好的，二"),
 ]
+CUT = replace(RECORDS[0], rejected_is_cut=True)
 
 
 def merging_tokenizer() -> Tokenizer:
@@ -54,6 +56,19 @@ def test_both_conversations_have_their_own_ids(tokenizer: Tokenizer, is_imported
             assert start <= whole.answer_spans[-1][0]
 
 
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_answer_that_is_cut_has_no_end(tokenizer: Tokenizer, is_imported: bool) -> None:
+    """Prevents a model that learns not to stop after a loop, from an end that it never gave."""
+    used = merging_tokenizer() if is_imported else tokenizer
+    template = ImportedTemplate(assistant="：", finish="。\n") if is_imported else Template()
+    whole, cut = KIND.encode(used, template, [RECORDS[0], CUT])
+    assert cut[1][0] == whole[1][0] and cut[1][1][1] == len(cut[0])
+    rejected = cut[0][cut[1][1][0] :]
+    assert used.eos_id not in rejected and used.decode(rejected) == "吃面条。吃面条。"
+    if not is_imported:
+        assert [*cut[0], used.eos_id] == whole[0]
+
+
 def test_prompt_ends_before_what_the_answers_have_in_common(tokenizer: Tokenizer) -> None:
     """Prevents a common beginning of both answers that is taken for the prompt."""
     for record, (ids, spans) in zip(
@@ -80,8 +95,9 @@ def test_piece_across_the_seam_is_of_its_answer() -> None:
 
 def test_stored_preference_is_the_same(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prevents a shard set that loses a text or a turn of a preference."""
-    stored = write_records(tmp_path / "set", KIND, RECORDS, tokenizer, 60_000)
-    assert [stored.record(index) for index in range(len(stored))] == RECORDS
+    records = [*RECORDS, CUT]
+    stored = write_records(tmp_path / "set", KIND, records, tokenizer, 60_000)
+    assert [stored.record(index) for index in range(len(stored))] == records
     for index in range(len(stored)):
         KIND.encode_one(tokenizer, Template(), stored, index)
 

@@ -209,21 +209,29 @@ def test_minimind_files_are_read(
 @pytest.mark.parametrize(
     "row",
     [
-        {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, ANSWER]},
-        {"conversations": [QUESTION], "chosen": ANSWER, "rejected": ANSWER},
         {"messages": [QUESTION, ANSWER], "rejected_response": "差"},
         {"query": "问", "response": "答", "rejected_response": "差"},
-        {"query": "问", "response": "答", "kto_tag": False},
         {"instruction": "问", "input": "", "output": ["好", "差"], "rejected": "差"},
     ],
 )
-def test_preference_file_is_refused_in_one_line(tmp_path: Path, row: Row) -> None:
-    """Prevents a rejected answer from being trained on, and words that do not say why."""
+def test_preference_file_of_another_schema_is_refused(tmp_path: Path, row: Row) -> None:
+    """Prevents a rejected answer from being trained on, and words that do not say what to do."""
     path = tmp_path / "dpo.jsonl"
     path.write_bytes(orjson.dumps(row) + b"\n")
-    with pytest.raises(UserError, match=r"preference data .*no trainer") as caught:
+    with pytest.raises(UserError, match=r"\{prompt, chosen, rejected\} .*make dpo") as caught:
         detect_source([path])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sharegpt", "openai"])
+def test_pair_read_as_a_conversation_is_left_out(tmp_path: Path, name: str) -> None:
+    """Prevents half of a pair from being trained on, and a refusal without the command for it."""
+    path = tmp_path / "pairs.jsonl"
+    field = "conversations" if name == "sharegpt" else "messages"
+    row = {field: [QUESTION, ANSWER], "chosen": "好", "rejected": "差"}
+    path.write_bytes(orjson.dumps(row) + b"\n")
+    with pytest.raises(UserError, match=r"unsupported field .*make dpo"):
+        prepare_source(name, [str(path)], tmp_path / "set", TOKENIZER, PrepareOptions(workers=1))
 
 
 def test_other_conversation_shapes_are_read(tmp_path: Path) -> None:

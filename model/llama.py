@@ -16,7 +16,7 @@ from model import autograd_ops
 from model.config import LlamaConfig
 from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
-from model.loss import LossPath, linear_cross_entropy
+from model.loss import LossPath, linear_cross_entropy, token_log_probs
 
 
 def _use_custom_autograd(x: Tensor) -> bool:
@@ -262,10 +262,13 @@ class Llama(nn.Module):
         scale: float = 1.0,
         loss_path: LossPath = "chunked",
         num_correct: Tensor | None = None,
+        per_target: bool = False,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Return logits[B, T, V] of ids[B, T] or, with `targets`, the loss summed and scaled.
+
+        With `per_target` the result is the log-probability of each target instead, fp32[N].
 
         Args:
             ids: int64[B, T].
@@ -277,6 +280,8 @@ class Llama(nn.Module):
             loss_path: the implementation of the loss, see `model.loss`.
             num_correct: an integer scalar on the model's device, to which the number of targets
                 that are the most likely id is added.
+            per_target: return log-probabilities; `scale`, `loss_path` and `num_correct` are not
+                used.
             positions: [T] or [B, T]; default: 0, 1, 2 …
             mask: bool[B or 1, 1, T, T] (True: may attend) that replaces the causal mask.
         """
@@ -286,6 +291,8 @@ class Llama(nn.Module):
         hidden = hidden.flatten(0, 1)
         if target_positions is not None:
             hidden = hidden[target_positions]
+        if per_target:
+            return token_log_probs(hidden, self.lm_head.weight, targets.flatten())
         return linear_cross_entropy(
             hidden,
             self.lm_head.weight,

@@ -199,6 +199,82 @@ def _matmul_without_overflow(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 
+def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the log-probability of each target in nats, fp32[N], with a gradient.
+
+    hidden[N, D], weight[V, D], targets[N]. The logits of a chunk of positions at a time exist, as
+    in the `chunked` path. The gradient of each target is not known before the backward pass, which
+    therefore computes the logits of each chunk a second time.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        log_probs: Tensor = _ChunkedLogProbs.apply(hidden, weight, targets, dtype)
+    return log_probs
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """The log-probability of each target; the backward pass recomputes the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: Any) -> Tensor:
+        """Return the result of `token_log_probs`; matmuls are in `dtype`."""
+        narrow_weight = weight.to(dtype)
+        chunk_size = loss_chunk_size(hidden.device)
+        log_probs = []
+        for x, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
+            logits = x.to(dtype) @ narrow_weight.T
+            # In place where the dtype allows it: a chunk of logits is large.
+            wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+            torch.log_softmax(wide, dim=-1, out=wide)
+            log_probs.append(wide.gather(1, target.unsqueeze(1)).squeeze(1))
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.dtype = dtype
+        return torch.cat(log_probs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        dtype = ctx.dtype
+        is_low_precision = dtype.itemsize < 4
+        # The helpers below compute the gradient of a loss, which is a negative log-probability.
+        row_factor = -gradients[0].unsqueeze(1)
+        # A factor near one for narrow dtypes, in which the product with `x` must not underflow.
+        common_factor = row_factor.abs().max().clamp_min(torch.finfo(row_factor.dtype).tiny)
+        row_factor = row_factor / common_factor
+        if is_low_precision:
+            common_factor = common_factor / _GRADIENT_SCALE
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        narrow_weight = weight.to(dtype)
+        chunk_size = loss_chunk_size(hidden.device)
+        # One buffer for all chunks, as in `_ChunkedCrossEntropy`.
+        buffer = torch.empty(
+            min(chunk_size, len(hidden)), len(weight), device=hidden.device, dtype=dtype
+        )
+        chunks = [tensor.split(chunk_size) for tensor in (hidden, targets, d_hidden, row_factor)]
+        for hidden_chunk, target, d_x, factor in zip(*chunks, strict=True):
+            x = hidden_chunk.to(dtype)
+            logits = gradient = buffer[: len(x)]
+            torch.mm(x, narrow_weight.T, out=logits)
+            # The factor of a row is applied to its D columns, not to the V of its logits.
+            scaled_x = (hidden_chunk * factor).to(dtype)
+            if is_low_precision:
+                _loss_and_scaled_gradient(logits, target)
+                d_x.copy_(_matmul_without_overflow(gradient, narrow_weight).mul_(factor))
+                if d_weight is not None:
+                    d_weight.add_(_matmul_without_overflow(gradient.T, scaled_x))
+            else:
+                _loss_and_gradient(logits, target, x, narrow_weight)
+                torch.mm(gradient, narrow_weight, out=d_x).mul_(factor)
+                if d_weight is not None:
+                    d_weight.addmm_(gradient.T, scaled_x)
+        d_hidden.mul_(common_factor)
+        if d_weight is not None:
+            d_weight.mul_(common_factor)
+        return d_hidden, d_weight, None, None
+
+
 @torch.no_grad()
 def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return each target's cross-entropy in nats, fp32[N], and whether it is the argmax, bool[N].

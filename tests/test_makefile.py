@@ -82,7 +82,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
     assert make(folder, "index", data)[1] == ["-m", "data.index", "--data", name]
-    for target in ("pretrain", "sft"):
+    for target in ("pretrain", "sft", "dpo"):
         assert make(folder, target, data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
             "-m",
             f"train.{target}",
@@ -114,6 +114,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
         ("index", ["data.index"]),
         ("pretrain", ["train.pretrain"]),
         ("sft", ["train.sft"]),
+        ("dpo", ["train.dpo"]),
         ("chat", ["chat"]),
         ("serve", ["chat.serve"]),
         ("evaluate", ["evaluate"]),

@@ -15,6 +15,7 @@ from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
+from train.objective import CrossEntropy
 from train.options import PretrainOptions
 from train.pretrain_eval import TextEvaluator
 from train.run.initial_checkpoint import resolve_initial_checkpoint
@@ -125,6 +126,7 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
         model_name=str(base.folder or options.model.preset),
         lora=None,
         data=data,
+        objective=CrossEntropy(),
         evaluator=TextEvaluator(options, tokenizer, data.validation_splits),
         command_fingerprints={"max_steps": options.max_steps},
     )

@@ -53,6 +53,9 @@ class TrainState:
     # Sums over the steps since the last log line, without skipped ones.
     loss_sum: float = 0.0
     loss_steps: int = 0
+    # Sums of the objective's measures over terms since the last log line, and the number of terms.
+    measures: dict[str, float] = field(default_factory=dict)
+    measured_terms: int = 0
     scaler: dict[str, float] = field(default_factory=dict)  # of the fp16 gradient scaler
     level: LossSpikeDetector = field(default_factory=LossSpikeDetector)
 
@@ -83,6 +86,7 @@ class Trainer:
         self.batches = plan.batches
         self.max_steps = plan.max_steps
         self.compute_plan = compute_plan
+        self.objective = spec.objective
         self.evaluator = spec.evaluator
         self.device = spec.device
         # With an adapter all weights of the base stay as they are; what it adds to them is trained.
@@ -117,7 +121,6 @@ class Trainer:
         # The micro-batches of a step, assembled before the step begins, and the step.
         self._prefetched: tuple[int, list[Batch]] | None = None
         self._last_saved_step = run.start_step
-        self._accuracy: float | None = None  # of the last step; None if it was not measured
         self._throughput = ThroughputMonitor(self.max_steps, compute_plan, model, self.device)
         self._stop_request = StopRequest(self._throughput.estimate_stop_seconds)
 
@@ -167,13 +170,12 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_multiplier
 
-        # Counting correct predictions takes another pass over the logits, so only steps with a log
-        # line do it.
-        num_correct = None
-        if self._is_log_step(state.step + 1):
-            num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        sums = None
+        if self.objective.measures_every_step or self._is_log_step(state.step + 1):
+            names = self.objective.measure_names
+            sums = torch.zeros(len(names), device=self.device, dtype=torch.float64)
         micro_batches = self._load_micro_batches(state.step)
-        loss, grad_norm = self.compute_gradients(micro_batches, num_correct)
+        loss, grad_norm = self.compute_gradients(micro_batches, sums)
 
         # An update with a gradient that is not finite would turn all weights, and the moments of
         # the optimizer, into NaN. The scaler checks gradients in fp16 only.
@@ -182,20 +184,20 @@ class Trainer:
                 self.scaler.step(optimizer)
             self._fixed_weights.restore()
             self._record_loss(loss)
+            if sums is not None:
+                self._record_measures(sums, micro_batches)
         else:
             self._record_skipped_step(loss, grad_norm)
         self.scaler.update()
         self.model.zero_grad()
         state.step += 1
 
-        tokens, num_targets, num_attention_pairs, total_correct = distributed.all_reduce_sum(
+        tokens, num_targets, num_attention_pairs = distributed.all_reduce_sum(
             sum(batch.num_tokens for batch in micro_batches),
             sum(len(batch.targets) for batch in micro_batches),
             sum(count_attention_pairs(batch) for batch in micro_batches),
-            int(num_correct or 0),
         )
         state.tokens += tokens
-        self._accuracy = None if num_correct is None else total_correct / num_targets
         self._throughput.record_step(
             tokens,
             num_targets,
@@ -205,23 +207,23 @@ class Trainer:
         )
 
     def compute_gradients(
-        self, micro_batches: list[Batch], num_correct: torch.Tensor | None = None
+        self, micro_batches: list[Batch], sums: torch.Tensor | None = None
     ) -> tuple[float, float]:
         """Compute the clipped gradients of the step's mean loss, by gradient accumulation.
 
         Args:
             micro_batches: this rank's rows of the step.
-            num_correct: int64 scalar on the device, increased by the targets predicted right.
+            sums: fp64[k] on the device, increased by the measures of the objective.
 
-        Returns the mean loss over the targets of all ranks, and the gradient norm before clipping.
+        Returns the mean loss over the terms of all ranks, and the gradient norm before clipping.
         """
-        # The loss is the mean over all targets of the step. Micro-batches and ranks hold different
-        # numbers of targets, so each of them divides its sum by the global number, not by its own.
-        # DDP and FSDP average the gradients over the ranks; the factor world_size makes it a sum.
-        (num_targets,) = distributed.all_reduce_sum(
-            sum(len(batch.targets) for batch in micro_batches)
-        )
-        scale = distributed.world_size() / num_targets
+        # Micro-batches and ranks hold different numbers of terms, so each of them divides its sum
+        # by the numbers of the whole step, not by its own. DDP and FSDP average the gradients over
+        # the ranks; dividing the numbers by world_size makes that a sum.
+        counts = [self.objective.count(batch) for batch in micro_batches]
+        global_counts = distributed.all_reduce_sum(*map(sum, zip(*counts, strict=True)))
+        totals = [count / distributed.world_size() for count in global_counts]
+        loss_path = self.compute_plan.loss_path
         loss_sum = torch.zeros((), device=self.device)
         dropout_seeds = self._dropout_seeds()
         for index, batch in enumerate(micro_batches):
@@ -237,16 +239,7 @@ class Trainer:
                 # backward pass.
                 distributed.no_backward_sync(self._module, enabled=not is_last),
             ):
-                loss = self._module(
-                    batch.ids,
-                    batch.targets,
-                    target_positions=batch.loss_indices,
-                    scale=scale,
-                    loss_path=self.compute_plan.loss_path,
-                    positions=batch.positions,
-                    mask=batch.attention_mask(),
-                    num_correct=num_correct,
-                )
+                loss = self.objective.loss(self._module, batch, totals, loss_path, sums)
             self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         # Clipping needs gradients without the loss scale of fp16.
@@ -261,7 +254,7 @@ class Trainer:
             with contextlib.suppress(UserError, OSError):
                 self._prefetched = next_step, self._load_micro_batches(next_step)
         (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
-        # Undo the factor world_size in the scale of each rank's loss.
+        # Each rank's loss is divided by a mean over the ranks, see `totals`.
         return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
 
     def _load_micro_batches(self, step: int) -> list[Batch]:
@@ -349,6 +342,15 @@ class Trainer:
                 flush=True,
             )
 
+    def _record_measures(self, sums: torch.Tensor, micro_batches: list[Batch]) -> None:
+        """Add the measures of a step; `sums` has those of this rank's rows. A collective."""
+        state = self.state
+        num_terms = sum(self.objective.count(batch)[0] for batch in micro_batches)
+        num_terms, *totals = distributed.all_reduce_sum(num_terms, *sums.tolist())
+        for name, total in zip(self.objective.measure_names, totals, strict=True):
+            state.measures[name] = state.measures.get(name, 0.0) + total
+        state.measured_terms += int(num_terms)
+
     def _record_skipped_step(self, loss: float, grad_norm: float) -> None:
         """Count, log and print a step without an update.
 
@@ -415,23 +417,26 @@ class Trainer:
         throughput = self._throughput.pop_metrics()
         epoch = self.batches.epochs_completed(state.step)
         loss = state.loss_sum / state.loss_steps
+        measures = {name: total / state.measured_terms for name, total in state.measures.items()}
+        metrics = self.objective.metrics(loss, measures)
         self.log.write(
             "train",
             state.step,
             tokens=state.tokens,
             loss=loss,
-            accuracy=self._accuracy,
+            **metrics,
             epoch=epoch,
             skipped=state.skipped,
             **throughput,
-            # The exponential of more than 709 overflows a float.
-            perplexity=math.exp(min(loss, 700.0)),
         )
         state.loss_sum = 0.0
         state.loss_steps = 0
+        state.measures = {}
+        state.measured_terms = 0
         remaining = format_duration(self._throughput.estimate_remaining_seconds(state.step))
         print(
-            f"step {state.step}/{self.max_steps}  loss {loss:.4f}  lr {throughput['lr']:.2e}  "
+            f"step {state.step}/{self.max_steps}  loss {loss:.4f}"
+            f"{self.objective.format_metrics(metrics)}  lr {throughput['lr']:.2e}  "
             f"norm {throughput['grad_norm']:.2f}  {throughput['tokens_per_second']:,.0f} tokens/s  "
             f"MFU {throughput['mfu']:.0%}  epoch {epoch:.2f}  left {remaining}",
             flush=True,

@@ -19,6 +19,7 @@ from model.tokenizer.base import Tokenizer
 from model.tokenizer.sentencepiece_normalize import normalize_model
 from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.objective import CrossEntropy
 from train.options import PretrainOptions
 from train.pretrain_run import TextData
 from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
@@ -130,6 +131,7 @@ def build_spec(folder: Path, shard_set: Path, **changes: Any) -> RunSpec:
         model_name="tiny",
         lora=None,
         data=TextData(options, (MixtureSet("text", shards, 1.0),)),
+        objective=CrossEntropy(),
         evaluator=StubEvaluator(options.evaluation.every),
         command_fingerprints={"max_steps": options.max_steps},
     )

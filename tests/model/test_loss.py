@@ -11,6 +11,7 @@ from model.loss import (
     linear_cross_entropy,
     loss_chunk_size,
     score_tokens,
+    token_log_probs,
 )
 from tests.helpers.tensor_recorder import TensorRecorder
 
@@ -194,3 +195,58 @@ def test_score_matches_cross_entropy_and_argmax() -> None:
     logits = hidden @ weight.T
     torch.testing.assert_close(losses, F.cross_entropy(logits, targets, reduction="none"))
     assert torch.equal(is_correct, logits.argmax(-1) == targets)
+
+
+def test_log_probs_of_tokens_and_gradients_match_log_softmax() -> None:
+    """Prevents a preference loss whose gradient mixes up the factors of different tokens."""
+    hidden, weight, targets = random_inputs()
+    # Of both signs and several sizes, as the answers of several pairs have.
+    factors = torch.randn(len(targets), generator=torch.Generator().manual_seed(1)) ** 3
+    x, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    exact = F.log_softmax(x @ w.T, -1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    (exact * factors).sum().backward()
+    x32, w32 = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    log_probs = token_log_probs(x32, w32, targets)
+    (log_probs * factors).sum().backward()
+    assert x32.grad is not None and w32.grad is not None
+    torch.testing.assert_close(log_probs.double(), exact, rtol=1e-6, atol=1e-5)
+    for gradient, expected in ((x32.grad, x.grad), (w32.grad, w.grad)):
+        assert (gradient - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_log_probs_of_tokens_need_the_logits_of_one_chunk() -> None:
+    """Prevents memory that grows with the batch times the vocabulary, backward pass included."""
+    chunk, vocabulary = loss_chunk_size(torch.device("cpu")), 700
+    hidden, weight, targets = random_inputs(4 * chunk, 32, vocabulary)
+    x, w = hidden.requires_grad_(), weight.requires_grad_()
+    with TensorRecorder() as recorder:
+        token_log_probs(x, w, targets).sum().backward()
+    assert recorder.largest_output <= chunk * vocabulary
+
+
+def test_frozen_head_gets_no_gradient_from_log_probs() -> None:
+    """Prevents a matrix of the head's size, and its arithmetic, where an adapter trains."""
+    hidden, weight, targets = random_inputs(100)
+    x = hidden.requires_grad_()
+    with TensorRecorder() as recorder:
+        token_log_probs(x, weight, targets).sum().backward()
+    assert not recorder.operations_returning(weight.shape) and x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_log_probs_keep_small_gradients(dtype: torch.dtype) -> None:
+    """Prevents gradients of answers that vanish in fp16, or a head that runs in fp32."""
+    hidden, weight, targets = random_inputs(60)
+    # So small are gradients of a mean over many pairs; fp16's smallest number is 6e-8.
+    factors = torch.linspace(1e-7, 1e-6, len(targets))
+    gradients = []
+    for narrow in (False, True):
+        x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=narrow):
+            log_probs = token_log_probs(x, w, targets)
+        assert log_probs.dtype == torch.float32
+        (log_probs * factors).sum().backward()
+        gradients.append((log_probs.detach(), x.grad, w.grad))
+    for exact, result in zip(*gradients, strict=True):
+        assert exact is not None and result is not None
+        assert 0 < (result - exact).norm() < 0.02 * exact.norm()

@@ -18,6 +18,7 @@ from model.llama import Llama
 from model.lora import LoraOptions
 from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import MetricsLog, SelectionMetric
+from train.objective import Objective
 from train.options import TrainOptions
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.mixture import MixtureSet
@@ -96,6 +97,7 @@ class RunSpec:
     model_name: str  # the base or the preset, for the summary
     lora: LoraOptions | None  # None: all weights train
     data: TrainingData
+    objective: Objective[Any]  # of the batches that `data` plans
     evaluator: Evaluator
     command_fingerprints: dict[str, Any]  # the fingerprints that only this command has
 

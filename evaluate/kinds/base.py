@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from common.errors import UserError
 from common.progress import progress_bar
 from data.kinds.base import RecordKind
-from data.records import Record
+from data.records import Conversation, Record
 from data.shards import ShardSet
 from data.sources.base import LetterCase
 from data.stored_records import RecordList, Records
@@ -168,6 +168,13 @@ class KindEvaluation:
         implement this method. `batch` answers are decoded together.
         """
         raise NotImplementedError
+
+    def as_conversation(self, record: Record) -> Conversation | None:
+        """Return the questions about a record and the true answers, as a conversation.
+
+        Returns None if the records have no questions, as by default.
+        """
+        return None
 
     def question_set(
         self, label: str, records: Sequence[Record], case: LetterCase

@@ -121,6 +121,10 @@ class ConversationEvaluation(KindEvaluation):
             "maths": [*maths, *model_options],
         }
 
+    def as_conversation(self, record: Record) -> Conversation:
+        """Return the conversation itself."""
+        return cast(Conversation, record)
+
     def question_set(
         self, label: str, records: Sequence[Record], case: LetterCase
     ) -> QuestionSet | None:

@@ -24,7 +24,7 @@ class PreferenceEvaluation(KindEvaluation):
         self, loaded: LoadedCheckpoint, records: Records[Any], label: str
     ) -> CheckpointScore:
         """Score the preferred answers; see `KindEvaluation`."""
-        chosen = [chosen_conversation(records.record(index)) for index in range(len(records))]
+        chosen = [self.as_conversation(records.record(index)) for index in range(len(records))]
         encoded = conversations.KIND.encode_records(loaded.tokenizer, loaded.template, chosen)
         return CONVERSATION_EVALUATION.score_answers(loaded, encoded, label)
 
@@ -34,11 +34,19 @@ class PreferenceEvaluation(KindEvaluation):
         """Return evaluate.repetition on answers to the prompts."""
         return {"repetition": ["evaluate.repetition", *model_options, *test_options]}
 
+    def as_conversation(self, record: Record) -> Conversation:
+        """Return the conversation with the preferred answer, which alone has a loss."""
+        preference = cast(Preference, record)
+        context = [Turn(turn.question, turn.answer, has_loss=False) for turn in preference.turns]
+        turns = (*context, Turn(preference.question, preference.chosen))
+        return Conversation(turns, preference.reference, preference.system)
+
     def question_set(
         self, label: str, records: Sequence[Record], case: LetterCase
     ) -> QuestionSet | None:
         """Return the question of each preference, after the turns before it."""
-        return CONVERSATION_EVALUATION.question_set(label, _chosen_conversations(records), case)
+        chosen = [self.as_conversation(record) for record in records]
+        return CONVERSATION_EVALUATION.question_set(label, chosen, case)
 
     def generate_answers(
         self,
@@ -51,22 +59,10 @@ class PreferenceEvaluation(KindEvaluation):
         """Return every question with the model's answer to it, after the turns before it."""
         return CONVERSATION_EVALUATION.generate_answers(
             loaded,
-            _chosen_conversations(records),
+            [self.as_conversation(record) for record in records],
             max_new_tokens=max_new_tokens,
             batch=batch,
         )
-
-
-def chosen_conversation(record: Preference) -> Conversation:
-    """Return the conversation with the preferred answer, which alone has a loss."""
-    context = [Turn(turn.question, turn.answer, has_loss=False) for turn in record.turns]
-    turns = (*context, Turn(record.question, record.chosen))
-    return Conversation(turns, record.reference, record.system)
-
-
-def _chosen_conversations(records: Sequence[Record]) -> list[Conversation]:
-    """Return the conversations with the preferred answers of several records."""
-    return [chosen_conversation(cast(Preference, record)) for record in records]
 
 
 EVALUATION = PreferenceEvaluation()

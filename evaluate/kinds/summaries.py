@@ -16,7 +16,7 @@ from data.batching.summary_prompts import (
     summary_prompt,
 )
 from data.kinds import summaries
-from data.records import Record, Summary
+from data.records import Conversation, Record, Summary, Turn
 from data.sources.base import LetterCase
 from evaluate.kinds.base import Commands, KindEvaluation
 from evaluate.kinds.question_sets import Measure, QuestionSet
@@ -143,6 +143,12 @@ class SummaryEvaluation(KindEvaluation):
                 on_progress=bar.update,
             )
         return list(zip(articles, answers, strict=True))
+
+    def as_conversation(self, record: Record) -> Conversation:
+        """Return the request of evaluation, with the article in it, and the title."""
+        summary, request = cast(Summary, record), ALL_REQUESTS[EVAL_REQUEST]
+        question = f"{request.prefix}{summary.article}{request.suffix}"
+        return Conversation((Turn(question, summary.title),))
 
     def question_set(
         self, label: str, records: Sequence[Record], case: LetterCase

@@ -9,6 +9,7 @@ runs/NAME/
     ended.json          best step, if early stopping ended the run
     lock                held while a process trains
     plan/               order of the training data
+    reference/          log-probabilities of the base, of a run on preferences
     checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
     failed/             checkpoints/ of a run that diverged: its state then
     samples.md          text that the model wrote during training
@@ -28,6 +29,7 @@ COMPUTE_PLAN_FILE = "choices.json"
 EARLY_STOP_FILE = "ended.json"
 LOCK_FILE = "lock"
 PLAN_DIR = "plan"
+REFERENCE_DIR = "reference"
 CHECKPOINTS_DIR = "checkpoints"
 BEST_LINK = "best"
 FAILED_DIR = "failed"

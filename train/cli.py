@@ -46,8 +46,8 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
         run = values["run"]
         try:
             folder = Path(str(run)) if run else default_run_folder(command, str(values["data"]))
-        except ValueError:
-            # The validation reports the mixture, together with the other wrong values.
+        except (ValueError, KeyError):
+            # The validation reports the mixture, wrong or missing, with the other wrong values.
             return None
         config = folder / run_layout.CONFIG_FILE
         if not config.is_file():
@@ -69,15 +69,19 @@ def _check_command(run: Path, command: str) -> None:
     """Raise UserError if the run belongs to the other command, which has other options."""
     if not (run / run_layout.RUN_FILE).is_file():
         return
-    base_option = f"{shlex.quote(f'BASE={run}')} (--base {shlex.quote(str(run))})"
     owner = locate.training_command(locate.read_fingerprints(run))
-    if command == "sft" and owner == "pretrain":
-        raise UserError(f"{run} is a pretraining run; to fine-tune its model: {base_option}")
-    if command == "pretrain" and owner == "sft":
-        raise UserError(
-            f"{run} is a fine-tuning run; to resume it: make sft {shlex.quote(f'RUN={run}')}; to "
-            f"train its weights on text: {base_option} and another RUN"
-        )
+    if owner == command:
+        return
+    base_option = f"{shlex.quote(f'BASE={run}')} (--base {shlex.quote(str(run))})"
+    if owner == "pretrain":
+        purpose = "fine-tune" if command == "sft" else "train"
+        raise UserError(f"{run} is a pretraining run; to {purpose} its model: {base_option}")
+    owner_name = "fine-tuning run" if owner == "sft" else "run on preferences"
+    purposes = {"pretrain": "text", "sft": "examples", "dpo": "preferences"}
+    raise UserError(
+        f"{run} is a {owner_name}; to resume it: make {owner} {shlex.quote(f'RUN={run}')}; to "
+        f"train its weights on {purposes[command]}: {base_option} and another RUN"
+    )
 
 
 def default_run_folder(command: str, data: str) -> Path:

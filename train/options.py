@@ -1,4 +1,4 @@
-"""Options of pretraining and fine-tuning. Imports neither PyTorch nor NumPy."""
+"""Options of the training commands. Imports neither PyTorch nor NumPy."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -128,7 +128,7 @@ class EvaluationOptions(Options):
 
 
 class TrainOptions(Options):
-    """Options that `python -m train.pretrain` and `python -m train.sft` share."""
+    """Options that all training commands share."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to train; auto: on a GPU if there is one"
@@ -157,7 +157,6 @@ class TrainOptions(Options):
         "auto: the fastest that fits, measured on a GPU",
     )
     log_every: int = Field(20, gt=0, description="steps between log lines")
-    model: ModelOptions = ModelOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
@@ -206,6 +205,7 @@ class PretrainOptions(TrainOptions):
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )
+    model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
 
@@ -260,7 +260,30 @@ class SftEvaluationOptions(Options):
     )
 
 
-class SftOptions(TrainOptions):
+class FineTuneOptions(TrainOptions):
+    """Options that the commands share that train a finished model on examples."""
+
+    data: Mixture = Field(..., description="what to train on")
+    epochs: float | None = Field(1.0, gt=0, description="passes over the data")
+    max_steps: int | None = Field(
+        None, gt=0, description="optimizer steps of the whole run; replaces epochs"
+    )
+    adapter: Literal["none", "lora"] = Field(
+        "none",
+        description="none: train all weights; lora: train small matrices beside the frozen weights "
+        "of the base",
+    )
+    lora: LoraOptions = LoraOptions()
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.epochs is None and self.max_steps is None:
+            lines.append("no training length: give --epochs or --max_steps")
+        return lines
+
+
+class SftOptions(FineTuneOptions):
     """The options of `python -m train.sft`."""
 
     run: Path | None = Field(
@@ -281,23 +304,14 @@ class SftOptions(TrainOptions):
     tokenizer: Path | None = Field(
         None, description="tokenizer for --base none (default: the one that is shipped)"
     )
-    epochs: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+    epochs: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(  # type: ignore[assignment]
         "auto", description="passes over the data; auto: 2 for data with summaries, otherwise 1"
-    )
-    max_steps: int | None = Field(
-        None, gt=0, description="optimizer steps of the whole run; replaces epochs"
     )
     lead_ins: bool = Field(
         False,
         description="begin answers to summarization requests with a phrase such as 总结如下：",
     )
     model: ModelOptions = Field(ModelOptions(), description="size of the model for --base none")
-    adapter: Literal["none", "lora"] = Field(
-        "none",
-        description="none: train all weights; lora: train small matrices beside the frozen weights "
-        "of the base",
-    )
-    lora: LoraOptions = LoraOptions()
     optimizer: SftOptimizerOptions = SftOptimizerOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
@@ -309,6 +323,139 @@ class SftOptions(TrainOptions):
                 f"--adapter {self.adapter}: needs the weights of a base: name one with "
                 "--base, or leave --base none out"
             )
-        if self.epochs is None and self.max_steps is None:
-            lines.append("no training length: give --epochs or --max_steps")
+        return lines
+
+
+class PairLossOptions(Options):
+    """The loss of a pair of answers."""
+
+    loss: Literal["sigmoid", "simpo"] = Field(
+        "sigmoid",
+        description="sigmoid: DPO (Rafailov et al. 2023), against the base; simpo: SimPO (Meng et "
+        "al. 2024), mean log-probabilities without a reference",
+    )
+    beta: float = Field(
+        0.1, gt=0, lt=1000, description="the smaller, the further from its base the model may go"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of the pairs that may be the wrong way round"
+    )
+    nll: float = Field(
+        0.0,
+        ge=0,
+        lt=1000,
+        description="weight of the cross-entropy of the chosen answers, which keeps their "
+        "probability from falling",
+    )
+    gamma: float = Field(
+        0.0, ge=0, lt=1000, description="simpo only: the margin that a pair should have"
+    )
+
+
+class DpoLossOptions(PairLossOptions):
+    """The group `dpo` of learning from preferences: some defaults depend on the loss."""
+
+    beta: Literal["auto"] | Annotated[float, Field(gt=0, lt=1000)] = Field(  # type: ignore[assignment]
+        "auto",
+        description="the smaller, the further from its base the model may go; auto: 0.1, for simpo "
+        "2",
+    )
+    gamma: Literal["auto"] | Annotated[float, Field(ge=0, lt=1000)] = Field(  # type: ignore[assignment]
+        "auto",
+        description="simpo only: the margin that a pair should have; auto: half of beta",
+    )
+
+    def resolve(self) -> PairLossOptions:
+        """Return the options with numbers as beta and gamma."""
+        is_simpo = self.loss == "simpo"
+        given = {name: value for name, value in self.model_dump().items() if value != "auto"}
+        given.setdefault("beta", 2.0 if is_simpo else 0.1)
+        given.setdefault("gamma", given["beta"] / 2 if is_simpo else 0.0)
+        return PairLossOptions(**given)
+
+
+class DpoOptimizerOptions(OptimizerOptions):
+    """The group `optimizer` of learning from preferences."""
+
+    name: Literal["muon", "adamw"] = Field(
+        "adamw",
+        description="adamw: AdamW trains everything; muon: Muon trains the hidden matrices, and "
+        "AdamW the rest",
+    )
+    lr: AutoRate = Field(  # type: ignore[assignment]
+        "auto", description="peak learning rate of AdamW; auto: by the size of the model"
+    )
+    muon_lr: AutoRate = Field(  # type: ignore[assignment]
+        "auto", description="peak learning rate of Muon; auto: 12 times that of AdamW"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"
+    )
+
+    def resolve(self, *, num_parameters: int, uses_lora: bool) -> OptimizerOptions:
+        """Return the options with a number as the rate."""
+        given = {name: value for name, value in self.model_dump().items() if value != "auto"}
+        given.setdefault("lr", auto_dpo_rate(num_parameters, uses_lora=uses_lora))
+        # The ratio of the rates of fine-tuning.
+        given.setdefault("muon_lr", 12 * given["lr"])
+        return OptimizerOptions(**given)
+
+
+def auto_dpo_rate(num_parameters: int, *, uses_lora: bool) -> float:
+    """Return the default learning rate of a model of this size."""
+    rate = 1e-6
+    return 10 * rate if uses_lora else rate
+
+
+class DpoEvaluationOptions(Options):
+    """Options of the group `evaluation` of learning from preferences."""
+
+    every: int = Field(50, gt=0, description="steps between evaluations on the held-out pairs")
+    scored: int = Field(
+        500,
+        gt=0,
+        description="held-out pairs of each set to score during training, the same at each "
+        "evaluation; the last evaluation scores all",
+    )
+    examples: int = Field(
+        20,
+        ge=0,
+        description="held-out prompts of each set to answer at each evaluation, for length, loops "
+        "and <eos>; 0: none",
+    )
+    max_new_tokens: int = Field(200, gt=0, description="longest generated answer")
+    patience: int = Field(
+        0, ge=0, description="evaluations without a lower loss that end the run; 0: never"
+    )
+
+
+class DpoOptions(FineTuneOptions):
+    """The options of `python -m train.dpo`."""
+
+    run: Path | None = Field(
+        None, description="run directory; resumed if it exists (default: runs/dpo-DATA)"
+    )
+    data: Mixture = Field(
+        ...,
+        description="pairs to learn from: a file with chosen and rejected answers, a prepared "
+        "folder, or a mixture such as a.jsonl+b.jsonl:0.5",
+    )
+    base: Path | None = Field(
+        None,
+        description="the model to train, which is the reference too: a fine-tuned run, one of its "
+        "steps, or an exported folder (default: the newest fine-tuning run)",
+    )
+    batch_tokens: int = Field(
+        8192, gt=0, description="tokens per optimizer step, a multiple of sequence_length"
+    )
+    dpo: DpoLossOptions = DpoLossOptions()
+    optimizer: DpoOptimizerOptions = DpoOptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions(warmup=0.1)
+    evaluation: DpoEvaluationOptions = DpoEvaluationOptions()
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.dpo.loss == "sigmoid" and self.dpo.gamma not in ("auto", 0):
+            lines.append("--dpo.gamma is for --dpo.loss simpo; sigmoid has no target margin")
         return lines

@@ -1,26 +1,16 @@
 """Fine-tuning: resolve the options into the `RunSpec` of a run, and train it."""
 
-import hashlib
-import json
-import math
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from common import run_layout
 from common.errors import UserError
-from data.batching.collate import PackedBatchLoader
-from data.batching.examples import Examples
-from data.batching.packed_rows import PackedPlan
 from data.corpora.sample import SMALL_TOKENIZER
 from data.kinds import summaries
 from data.mixture import REPLAY, parse_mixture
 from data.shards import ShardSet
 from evaluate.metrics.rouge_table import find_rouge_case
 from model.chat_template.template import Template, load_template
-from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
@@ -28,79 +18,14 @@ from train.cli import default_run_folder
 from train.objective import CrossEntropy
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
+from train.run.default_base import resolve_newest_base
+from train.run.example_data import ExampleData
 from train.run.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
-from train.run.mixture import MixtureSet, open_mixture, open_named_set
+from train.run.mixture import MixtureSet, check_same_template, open_mixture, open_named_set
 from train.run.model_config import resolve_model_config
-from train.run.spec import RunSpec, TrainingPlan
+from train.run.spec import RunSpec
 from train.run.start import resolve_device_for_training, run_training, start
 from train.sft_eval import AnswerEvaluator, DevSet
-
-
-@dataclass(frozen=True)
-class ExampleData:
-    """Examples of one or more sets, packed into rows. It implements `train.run.spec.TrainingData`.
-
-    `example_sets` are the training examples of the sets, in the same order.
-    """
-
-    options: SftOptions
-    sets: tuple[MixtureSet, ...]
-    template: Template
-    example_sets: list[Examples]
-
-    def plan(self, folder: Path) -> TrainingPlan:
-        """Return the batches and the length of the run; epoch plans are stored in `folder`."""
-        options = self.options
-        rows_per_step = options.batch_tokens // options.sequence_length
-        row_plan = PackedPlan(
-            self.example_sets,
-            tuple(mixture_set.weight for mixture_set in self.sets),
-            seed=options.seed,
-            length=options.sequence_length,
-            folder=folder,
-            identity=self._identity(),
-        )
-        rows_per_epoch = row_plan.num_rows(epoch=0)
-        # --max_steps replaces --epochs; `SftOptions.find_conflicts` makes sure that one is given.
-        max_steps = options.max_steps or 0
-        assert options.epochs != "auto"  # `resolve_run` has replaced it
-        if options.epochs is not None and not max_steps:
-            max_steps = max(1, math.ceil(options.epochs * rows_per_epoch / rows_per_step))
-        epochs = max_steps * rows_per_step / rows_per_epoch
-        batches = PackedBatchLoader(
-            row_plan, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
-        )
-        description = self._describe(
-            row_plan, run_length=f"{max_steps:,} steps ({epochs:.2f} epochs)"
-        )
-        num_tokens = row_plan.num_tokens(epoch=0) * epochs
-        return TrainingPlan(batches, max_steps, epochs, num_tokens, description)
-
-    def _identity(self) -> str:
-        """Return a sha256 of everything that the examples depend on.
-
-        The stored epoch plans are computed again if it changes.
-        """
-        sets = [mixture_set.fingerprint for mixture_set in self.sets]
-        return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
-
-    def _describe(self, row_plan: PackedPlan, run_length: str) -> str:
-        """Return the line of the summary about the data; `run_length` is its last part."""
-        options = self.options
-        # Lengths of the examples of all sets in epoch 0. Those that do not fit a row have length 0.
-        lengths = np.concatenate([examples.lengths(epoch=0) for examples in self.example_sets])
-        num_skipped = int((lengths == 0).sum())
-        num_examples = len(lengths) - num_skipped
-        num_truncated = sum(examples.num_truncated for examples in self.example_sets)
-        num_tokens = row_plan.num_tokens(epoch=0)
-        num_rows = row_plan.num_rows(epoch=0)
-        fill = num_tokens / num_rows / options.sequence_length
-        return (
-            f"{options.data}: {num_examples:,} examples, {num_truncated:,} cut to "
-            f"{options.sequence_length} tokens, {num_skipped:,} too long and left out; "
-            f"{num_tokens:,} tokens an epoch in {num_rows:,} rows ({fill:.0%} full); "
-            f"{run_length}"
-        )
 
 
 def fine_tune(options: SftOptions) -> int:
@@ -135,7 +60,7 @@ def resolve_run(options: SftOptions) -> RunSpec:
     model_config = resolve_model_config(options.model, base, tokenizer, options.sequence_length)
     sets = _open_sets(options.data, folder, base, tokenizer_path)
     for mixture_set in sets:
-        _check_same_template(mixture_set, tokenizer_path, template)
+        check_same_template(mixture_set, tokenizer_path, template)
     has_summaries = any(mixture_set.shards.kind is summaries.KIND for mixture_set in sets)
     if has_summaries:
         # Titles are put together from several sentences, which heads that repeat a clause hinder.
@@ -180,33 +105,9 @@ def _resolve_base_option(options: SftOptions) -> Path | None:
     """
     if options.base is not None:
         return None if options.base == "none" else options.base
-    newest = find_newest_pretrain_run()
-    if newest is None:
-        raise UserError(
-            "--base: there is no pretraining run in runs/ yet: make pretrain first, or start from "
-            "random weights with --base none"
-        )
-    remaining = locate.find_remaining_steps(newest, locate.resolve_checkpoint(newest))
-    if remaining is not None:
-        base_argument = shlex.quote(f"BASE={newest}")
-        raise UserError(
-            f"--base: {newest}, the newest pretraining run, is unfinished, at step "
-            f"{remaining.step:,} of {remaining.total_steps:,}: complete it first "
-            f"({remaining.resume_command}), or name it to fine-tune it as it is ({base_argument}, "
-            f"--base {shlex.quote(str(newest))})"
-        )
-    print(
-        f"base      {newest}, the newest pretraining run; for another: BASE=runs/NAME (--base "
-        "runs/NAME)",
-        flush=True,
-    )
-    return newest
-
-
-def find_newest_pretrain_run(runs: Path = run_layout.RUNS_DIR) -> Path | None:
-    """Return the pretraining run in `runs` with the latest checkpoint, or None."""
-    return locate.find_newest_run(
-        runs, lambda run: locate.training_command(locate.read_fingerprints(run)) == "pretrain"
+    return resolve_newest_base(
+        "pretrain",
+        advice="make pretrain first, or start from random weights with --base none",
     )
 
 
@@ -255,15 +156,6 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
             "the base's own"
         )
     return shards
-
-
-def _check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template: Template) -> None:
-    """Raise UserError if a set was prepared with another chat template than the model has."""
-    if not mixture_set.shards.matches_template(template):
-        raise UserError(
-            f"--data {mixture_set.name}: was prepared with another chat template than the model's: "
-            f"prepare the raw files again with --tokenizer {shlex.quote(str(tokenizer_path))}"
-        )
 
 
 def build_data(

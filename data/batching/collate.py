@@ -15,6 +15,7 @@ from data.batching.packed_rows import PackedPlan
 from data.batching.text_rows import TextPlan
 
 PlanT = TypeVar("PlanT", bound=EpochPlan)
+BatchT = TypeVar("BatchT", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Batch:
         """Return the number of positions without padding."""
         return self.ids.numel() - self.num_padding
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self: BatchT, device: torch.device) -> BatchT:
         """Return the batch on a device; copies to a GPU are asynchronous."""
         tensors: dict[str, Any] = {}
         for name, value in vars(self).items():
@@ -120,11 +121,16 @@ class TextBatchLoader(BatchLoader[TextPlan]):
 class PackedBatchLoader(BatchLoader[PackedPlan]):
     """Rows of several examples each, with a loss on the answers."""
 
+    @staticmethod
+    def collate(rows: Sequence[Any], length: int) -> Batch:
+        """Collate rows, each a list of examples, into a batch of rows of `length` positions."""
+        return collate(rows, length)
+
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """Return this process's share of a step in micro-batches of at most `micro_rows` rows."""
         rows = [self._plan.row(number) for number in self.local_rows(step)]
         return [
-            collate(rows[start : start + micro_rows], self._plan.length)
+            self.collate(rows[start : start + micro_rows], self._plan.length)
             for start in range(0, len(rows), micro_rows)
         ]
 

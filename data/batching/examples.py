@@ -6,7 +6,7 @@ where that is harmless, or left out, and counted. The kinds of records (`data.ki
 interface.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,13 +14,20 @@ import numpy as np
 Example = tuple[np.ndarray, np.ndarray]
 
 
-class Examples(Protocol):
-    """The examples of one split of one shard set, for rows of a certain length."""
+class PackableExamples(Protocol):
+    """What can be packed into rows: examples in any form, of one split of one shard set."""
 
     num_truncated: int  # examples that are truncated to fit a row (in epoch 0)
 
     def lengths(self, epoch: int) -> np.ndarray:
         """Return the number of positions of each example in an epoch, int64[n]; 0: left out."""
+
+    def example(self, index: int, epoch: int) -> Any:
+        """Return example `index` in an epoch."""
+
+
+class Examples(PackableExamples, Protocol):
+    """The examples of one split of one shard set, for rows of a certain length."""
 
     def example(self, index: int, epoch: int) -> Example:
         """Return the ids and the loss mask of example `index` in an epoch."""

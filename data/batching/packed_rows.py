@@ -6,13 +6,15 @@ row that still takes it. The rows are shuffled, and read as `data.batching.epoch
 """
 
 import bisect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from data.batching.epoch_plan import EpochPlan, pack_item, unpack_item
-from data.batching.examples import Example, Examples
+from data.batching.examples import PackableExamples
 from data.batching.shuffle import shuffle_in_place, weighted_subset
 
 # Examples that are packed together: enough to fill rows well, few enough to keep the order random.
@@ -56,7 +58,7 @@ class PackedPlan(EpochPlan):
 
     def __init__(
         self,
-        example_sets: list[Examples],
+        example_sets: Sequence[PackableExamples],
         weights: tuple[float, ...],
         *,
         seed: int,
@@ -92,7 +94,7 @@ class PackedPlan(EpochPlan):
         self._build_through(num_rows)
         return float(np.interp(num_rows, self._first_rows, np.arange(len(self._first_rows))))
 
-    def row(self, row_number: int) -> list[Example]:
+    def row(self, row_number: int) -> list[Any]:
         """Return the examples of row `row_number`.
 
         Rows are numbered across epochs, from the start of the run.

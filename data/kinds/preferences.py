@@ -14,6 +14,7 @@ from typing import Any
 
 from common.errors import UserError
 from data.batching.examples import ExampleLengths, Examples
+from data.batching.preference_rows import PreferenceLengths
 from data.kinds.base import RecordKind, TextLengths
 from data.records import EncodedRecord, Preference
 from model.chat_template.encoding import EncodedConversation
@@ -62,14 +63,20 @@ class PreferenceKind(RecordKind[Preference]):
     def examples(
         self, split: Any, length: int, tokenizer: Tokenizer, template: Template, seed: int | None
     ) -> Examples:
-        """Raise UserError: nothing trains on preferences yet."""
-        raise UserError(f"{split.name}: holds preferences, and there is no trainer for them")
+        """Raise UserError: a pair is no example with a loss on its answers.
+
+        `data.batching.preference_rows` has the rows of pairs.
+        """
+        raise UserError(
+            f"{split.name}: holds preferences, two answers to each question: train on them with "
+            "make dpo DATA=… (python -m train.dpo)"
+        )
 
     def example_lengths(
         self, tokenizer: Tokenizer, template: Template, seed: int | None
     ) -> ExampleLengths:
-        """Raise UserError, as `examples` does."""
-        raise UserError("there is no trainer for preferences, so no row has a length")
+        """Return the lengths of pairs in rows, each whole or left out."""
+        return PreferenceLengths()
 
 
 def _share_prompt(

@@ -90,8 +90,10 @@ def read_fingerprints(run: Path) -> dict[str, Any]:
 
 
 def training_command(fingerprints: dict[str, Any]) -> str:
-    """Return the command that trains a run with these fingerprints, "pretrain" or "sft"."""
-    # Only fine-tuning encodes with a chat template, and so has a fingerprint of it.
+    """Return the command that trains a run with these fingerprints: pretrain, sft or dpo."""
+    if "dpo" in fingerprints:
+        return "dpo"
+    # Pretraining does not encode with a chat template, and so has a fingerprint of it.
     return "sft" if "template" in fingerprints else "pretrain"
 
 

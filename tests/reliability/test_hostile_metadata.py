@@ -25,7 +25,7 @@ from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train.sft_run import find_newest_pretrain_run
+from train.run.default_base import find_newest_run_of
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -109,7 +109,7 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
     for value in ([], {}, {"fingerprints": None}):
         write_json(tmp_path / "a" / "run.json", value)
         with pytest.raises(UserError, match=r"a/run\.json has no fingerprints"):
-            find_newest_pretrain_run(tmp_path)
+            find_newest_run_of("pretrain", tmp_path)
 
 
 # Folders of a model, each JSON file with one value changed

@@ -28,8 +28,8 @@ from tests.helpers.training import checkpoint_bytes, comparable_records, to_argu
 from train import pretrain
 from train.options import PretrainOptions
 from train.pretrain_run import resolve_run
+from train.run.default_base import find_newest_run_of
 from train.run.spec import RunSpec
-from train.sft_run import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -219,7 +219,7 @@ def test_continued_run_can_be_evaluated_and_fine_tuned(
     with pytest.raises(SystemExit) as ended:
         run_main(perplexity)
     assert ended.value.code == 0 and "perplexity" in capsys.readouterr().out
-    assert find_newest_pretrain_run(whole.parent) == whole
+    assert find_newest_run_of("pretrain", whole.parent) == whole
 
 
 def test_every_checkpoint_stores_total_steps(whole: Path) -> None:

@@ -17,9 +17,10 @@ from model.tokenizer.base import Tokenizer
 from tests.helpers.training import write_fake_run
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
+from train.run.example_data import ExampleData
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.mixture import MixtureSet
-from train.sft_run import ExampleData, build_data
+from train.sft_run import build_data
 
 
 @pytest.fixture

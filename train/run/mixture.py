@@ -1,14 +1,17 @@
 """The shard sets of a mixture, as `--data` names them."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.corpora.resolver import resolve_shard_set
 from data.mixture import parse_mixture
 from data.prepare.pipeline import format_left_out
 from data.shards import ShardSet
+from model.chat_template.template import Template
 from train import distributed
 
 
@@ -50,3 +53,12 @@ def open_named_set(name: str, tokenizer: Path | None) -> ShardSet:
         for line in format_left_out(report, folder) if report else []:
             print(line, flush=True)
     return shards
+
+
+def check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template: Template) -> None:
+    """Raise UserError if a set was prepared with another chat template than the model has."""
+    if not mixture_set.shards.matches_template(template):
+        raise UserError(
+            f"--data {mixture_set.name}: was prepared with another chat template than the model's: "
+            f"prepare the raw files again with --tokenizer {shlex.quote(str(tokenizer_path))}"
+        )

@@ -13,8 +13,9 @@ from common.run_layout import step_folder
 from model.checkpoint.locate import weights_sha256
 from tests.helpers.training import write_fake_run
 from train.options import SftOptions
+from train.run.default_base import find_newest_run_of
 from train.run.initial_checkpoint import NO_BASE, resolve_initial_checkpoint
-from train.sft_run import _resolve_base_option, find_newest_pretrain_run, resolve_run
+from train.sft_run import _resolve_base_option, resolve_run
 
 
 def test_resumed_run_compares_the_base_as_it_is_now(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_unfinished_base_is_taken_only_if_it_is_named(
 
 def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:
     """Catch a base that is chosen by its name, and a fine-tuned one."""
-    assert find_newest_pretrain_run(tmp_path) is None
+    assert find_newest_run_of("pretrain", tmp_path) is None
     ages: list[tuple[int, str, dict[str, Any]]] = [
         (3, "pretrain-a", {}),
         (9, "wiki", {"base": "1234"}),
@@ -140,6 +141,6 @@ def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:
     for seconds, name, fingerprints in ages:
         write_fake_run(tmp_path / name, 10, **fingerprints)
         os.utime(step_folder(tmp_path / name, 10), (seconds, seconds))
-    assert find_newest_pretrain_run(tmp_path) == tmp_path / "wiki"
+    assert find_newest_run_of("pretrain", tmp_path) == tmp_path / "wiki"
     shutil.rmtree(tmp_path / "wiki")
-    assert find_newest_pretrain_run(tmp_path) == tmp_path / "pretrain-c"
+    assert find_newest_run_of("pretrain", tmp_path) == tmp_path / "pretrain-c"

@@ -81,7 +81,7 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     data, run = f"DATA={name}", f"RUN={name}"
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
-    for target in ("pretrain", "sft"):
+    for target in ("pretrain", "sft", "dpo"):
         assert make(folder, target, data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
             "-m",
             f"train.{target}",
@@ -110,6 +110,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
         ("data", ["data.download"]),
         ("pretrain", ["train.pretrain"]),
         ("sft", ["train.sft"]),
+        ("dpo", ["train.dpo"]),
         ("chat", ["chat"]),
         ("serve", ["chat.serve"]),
         ("evaluate", ["evaluate"]),

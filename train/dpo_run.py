@@ -32,8 +32,7 @@ def learn_preferences(options: DpoOptions) -> int:
     run_argument = shlex.quote(f"RUN={spec.folder}")
     return run_training(
         start(spec),
-        hint="Is it better than its base, or only longer? python -m evaluate.report "
-        f"{shlex.quote(str(spec.base.folder))} {shlex.quote(str(spec.folder))}; "
+        hint=f"Is it better, or only longer? make evaluate {run_argument}, and of its base too; "
         f"talk to it: make chat {run_argument}",
     )
 

@@ -47,9 +47,9 @@ class Objective(abc.ABC, Generic[BatchT]):
         """Compute what is computed once in a run, and stored in its directory; by default nothing.
 
         Called on all ranks before the first step of a process, also of one that resumes the run.
-        `load_initial_model` returns the model as it was before the first step of the run, in
-        training mode, or raises UserError if its base is gone. `precision` and `micro_rows` are
-        those of training.
+        `load_initial_model` returns the model as it was before the first step of the run, or raises
+        UserError if its base is gone. In a new run it is the model that will be trained: leave it
+        as it is. `precision` and `micro_rows` are those of training.
         """
 
     @abc.abstractmethod

@@ -68,32 +68,46 @@ def load_or_compute_reference(
     """
     if not _is_current(folder, identity):
         shutil.rmtree(folder, ignore_errors=True)
-        model = load_model().eval()
-        device = model.lm_head.weight.device
+        model = load_model()
+        is_training = model.training
         with (
             atomic_folder(folder, {"identity": identity}) as output,
-            autocast(device, precision),
+            autocast(model.lm_head.weight.device, precision),
         ):
-            sums = np.full((sum(map(len, train)), 2), np.nan, np.float32)
-            for score in _score_all(model, train, row_length=row_length, rows=rows):
-                sums[score.pair] = [_sum(score.chosen), _sum(score.rejected)]
-            # Both answers of pair i are the arrays 2 i and 2 i + 1.
-            answers = [np.zeros(0, np.float32)] * (2 * sum(map(len, validation)))
-            for score in _score_all(model, validation, row_length=row_length, rows=rows):
-                answers[2 * score.pair : 2 * score.pair + 2] = [score.chosen, score.rejected]
-            stops = np.cumsum([len(answer) for answer in answers], dtype=np.int64).reshape(-1, 2)
-            for name, array in (
-                (_TRAIN_FILE, sums),
-                (_VALIDATION_FILE, np.concatenate([np.zeros(0, np.float32), *answers])),
-                (_STOPS_FILE, stops),
-            ):
+            for name, array in _compute(model.eval(), train, validation, row_length, rows).items():
                 np.save(output / name, array, allow_pickle=False)
+        # It may be the model that is trained next.
+        model.train(is_training)
     return ReferenceLogProbs(
         *(
             np.load(folder / name, mmap_mode="r", allow_pickle=False)
             for name in (_TRAIN_FILE, _VALIDATION_FILE, _STOPS_FILE)
         )
     )
+
+
+def _compute(
+    model: Llama,
+    train: Sequence[PreferenceExamples],
+    validation: Sequence[PreferenceExamples],
+    row_length: int,
+    rows: int,
+) -> dict[str, np.ndarray]:
+    """Return the arrays to store, by the names of their files."""
+    sums = np.full((sum(map(len, train)), 2), np.nan, np.float32)
+    for score in _score_all(model, train, row_length, rows):
+        sums[score.pair] = [_sum(score.chosen), _sum(score.rejected)]
+    nothing = np.zeros(0, np.float32)
+    # Both answers of pair i are the arrays 2 i and 2 i + 1.
+    answers = [nothing] * (2 * sum(map(len, validation)))
+    for score in _score_all(model, validation, row_length, rows):
+        answers[2 * score.pair : 2 * score.pair + 2] = [score.chosen, score.rejected]
+    stops = np.cumsum([len(answer) for answer in answers], dtype=np.int64)
+    return {
+        _TRAIN_FILE: sums,
+        _VALIDATION_FILE: np.concatenate([nothing, *answers]),
+        _STOPS_FILE: stops.reshape(-1, 2),
+    }
 
 
 def _is_current(folder: Path, identity: dict[str, Any]) -> bool:
@@ -109,7 +123,7 @@ def _sum(log_probs: np.ndarray) -> float:
 
 
 def _score_all(
-    model: Llama, example_sets: Sequence[PreferenceExamples], *, row_length: int, rows: int
+    model: Llama, example_sets: Sequence[PreferenceExamples], row_length: int, rows: int
 ) -> Iterator[PairScore]:
     """Score the pairs of all sets that fit a row."""
     num_fitting = sum(int((examples.lengths(epoch=0) > 0).sum()) for examples in example_sets)

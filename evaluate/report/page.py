@@ -33,8 +33,8 @@ MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
     "Measured during training, by the command of each run above, on the data that the rows name: "
     "validation repeatedly, final once at the end, on more data. The loss is in nats per token. "
-    "The step of each value is in brackets. Best is the lowest value of loss, perplexity, bits and "
-    "repetition, and the highest of all other metrics."
+    "The step of each value is in brackets. Best is the lowest value of loss, perplexity, bits, "
+    "repetition, loops and KL, and the highest of all other metrics."
 )
 
 

@@ -25,7 +25,7 @@ from common.yaml_files import load_yaml
 from model.config import LlamaConfig
 
 # A lower value of a metric is better if its name contains one of these, otherwise a higher one.
-LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition", "loops", "kl")
 # Number of hexadecimal digits of a sha256 that the report shows.
 FINGERPRINT_DIGITS = 12
 

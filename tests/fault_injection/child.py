@@ -30,6 +30,8 @@ PRELOADED_MODULES = [
     "train.pretrain_run",
     "train.sft",
     "train.sft_run",
+    "train.dpo",
+    "train.dpo_run",
     "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",

@@ -3,12 +3,12 @@
     python -m tests.fault_injection.kill                       60 kills
     python -m tests.fault_injection.kill --kills 500 --seed 7
 
-The kills are spread over pretraining, fine-tuning, an adapter, and a run that stops early. Each run
-must end like a run that was never stopped: the same bytes in all remaining checkpoints (weights,
-optimizer, state), the same `metrics.jsonl` except for speeds, the same samples and best checkpoint,
-and no temporary files. The model is tiny, but all the code of training runs: gradient accumulation,
-epoch borders, evaluation, rotation, early stopping. Files are written in two halves with a pause
-between them, so that many kills hit a checkpoint while it is written.
+The kills are spread over pretraining, fine-tuning, an adapter, a run that stops early, and one on
+preferences. Each run must end like a run that was never stopped: the same bytes in all remaining
+checkpoints (weights, optimizer, state), the same `metrics.jsonl` except for speeds, the same
+samples and best checkpoint, and no temporary files. The model is tiny, but all the code of training
+runs: gradient accumulation, epoch borders, evaluation, rotation, early stopping. Files are written
+in two halves with a pause between them, so that many kills hit a checkpoint while it is written.
 """
 
 import functools
@@ -41,6 +41,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
+from tests.helpers.preferences import write_pairs
 from tests.helpers.training import (
     TINY_SHAPE,
     comparable_records,
@@ -55,6 +56,7 @@ PHASES = (
     "start",
     "opening",
     "plan",
+    "reference",
     "step",
     "record",
     "checkpoint",
@@ -127,14 +129,8 @@ def sft_scenario(folder: Path) -> Scenario:
 
 def lora_scenario(folder: Path) -> Scenario:
     """Return a fine-tuning run that trains an adapter with dropout on a base of random weights."""
-    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
-    config = LlamaConfig(
-        tokenizer.vocab_size, num_key_value_heads=4, max_position_embeddings=256, **TINY_SHAPE
-    )
-    with atomic_folder(folder / "base", {}) as base:
-        save_checkpoint(Llama(config).init_weights(0), tokenizer, base)
     options = {
-        "base": folder / "base",
+        "base": _save_random_base(folder / "base"),
         "device": "cpu",
         "epochs": 3,
         "adapter": "lora",
@@ -147,6 +143,39 @@ def early_stopping_scenario(folder: Path) -> Scenario:
     """Return a fine-tuning run that early stopping ends long before the last epoch."""
     options = to_arguments({"base": "none", "epochs": 30, "evaluation.patience": 2})
     return _build_sft_scenario(folder, *TINY_MODEL_ARGUMENTS, *options)
+
+
+def dpo_scenario(folder: Path) -> Scenario:
+    """Return a run on preferences of three epochs, from a base of random weights."""
+    source = SourceGroup("preferences", (str(write_pairs(folder / "pairs.jsonl", 24)),))
+    prepare_groups([source], folder / "pairs", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
+    options = {
+        "data": folder / "pairs",
+        "base": _save_random_base(folder / "base"),
+        "device": "cpu",
+        "epochs": 3,
+        "sequence_length": 128,
+        "batch_tokens": 256,
+        "micro_batch": 1,
+        "optimizer.lr": 1e-3,
+        "checkpoint.every": 5,
+        "evaluation.every": 4,
+        "evaluation.examples": 1,
+        "evaluation.max_new_tokens": 2,
+        "log_every": 2,
+    }
+    return Scenario("train.dpo", to_arguments(options))
+
+
+def _save_random_base(folder: Path) -> Path:
+    """Write a tiny model with random weights into a folder, and return it."""
+    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
+    config = LlamaConfig(
+        tokenizer.vocab_size, num_key_value_heads=4, max_position_embeddings=256, **TINY_SHAPE
+    )
+    with atomic_folder(folder, {}) as base:
+        save_checkpoint(Llama(config).init_weights(0), tokenizer, base)
+    return folder
 
 
 def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
@@ -176,6 +205,7 @@ SCENARIOS = {
     "fine-tuning": sft_scenario,
     "an adapter": lora_scenario,
     "ending early": early_stopping_scenario,
+    "preferences": dpo_scenario,
 }
 
 
@@ -208,6 +238,8 @@ class SlowDiskFault:
         import model.checkpoint.weights
         import train.checkpoint
         from data.batching.epoch_plan import EpochPlan
+        from train import preference_objective
+        from train.dpo_eval import PreferenceEvaluator
         from train.monitoring.metrics_log import MetricsLog
         from train.pretrain_eval import TextEvaluator
         from train.sft_eval import AnswerEvaluator
@@ -222,6 +254,8 @@ class SlowDiskFault:
             (train.checkpoint, "rotate_checkpoints", "rotation"),
             (TextEvaluator, "evaluate", "evaluation"),
             (AnswerEvaluator, "evaluate", "evaluation"),
+            (PreferenceEvaluator, "evaluate", "evaluation"),
+            (preference_objective, "load_or_compute_reference", "reference"),
             (EpochPlan, "_build_epoch", "plan"),
             (Trainer, "train_step", "step"),
             (Trainer, "_write_early_stop", "ending"),

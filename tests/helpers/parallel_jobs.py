@@ -19,10 +19,10 @@ from torch import nn
 
 from common.errors import UserError, run_main
 from common.run_layout import list_steps, step_folder
-from train import distributed, pretrain_run, sft_run
+from train import distributed, dpo_run, pretrain_run, sft_run
 from train.cli import parse_train_options
 from train.optimizer import Muon
-from train.options import PretrainOptions, SftOptions
+from train.options import DpoOptions, PretrainOptions, SftOptions
 from train.trainer import Trainer
 
 
@@ -35,6 +35,8 @@ def run_training(command: str, *arguments: str) -> None:
     ):
         if command == "pretrain":
             pretrain_run.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
+        elif command == "dpo":
+            dpo_run.learn_preferences(parse_train_options(DpoOptions, "dpo", ""))
         else:
             sft_run.fine_tune(parse_train_options(SftOptions, "sft", ""))
 

@@ -70,6 +70,20 @@ def test_killed_early_stopping_run_is_bit_identical(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_killed_preferences_are_bit_identical(tmp_path: Path) -> None:
+    """Catch half a reference, or one of the trained model, after a kill while it is written."""
+    scenario = SCENARIOS["preferences"](tmp_path)
+    run_in_test_process(scenario.module, [*scenario.arguments, "--run", str(tmp_path / "whole")])
+    kill_points = [
+        KillPoint("reference", 1, 0.05),
+        KillPoint("checkpoint", 1, 0.03),
+        KillPoint("evaluation", 1, 0.02),
+    ]
+    phases = kill_and_compare(scenario, tmp_path / "run", tmp_path / "whole", kill_points)
+    assert "reference" in phases
+
+
+@pytest.mark.slow
 def test_harness_detects_differences(finished: Path, whole: Path) -> None:
     """Catch a comparison that never finds a difference."""
     assert find_differences(finished, whole) == []

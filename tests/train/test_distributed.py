@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
-from common.run_layout import list_steps, step_folder
+from common.run_layout import REFERENCE_DIR, list_steps, step_folder
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
@@ -29,6 +29,7 @@ from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 from tests.helpers.parallel_jobs import run_training, truncate_run
+from tests.helpers.preferences import write_pairs
 from tests.helpers.training import (
     TINY_SHAPE,
     checkpoint_bytes,
@@ -71,6 +72,14 @@ COMMAND_OPTIONS: dict[str, dict[str, Any]] = {
         "evaluation.examples": 1,
         "evaluation.max_new_tokens": 2,
     },
+    "dpo": {
+        "max_steps": SFT_STEPS,
+        "optimizer.lr": 1e-3,
+        "sequence_length": 128,
+        "batch_tokens": 1024,
+        "evaluation.examples": 1,
+        "evaluation.max_new_tokens": 2,
+    },
 }
 
 
@@ -86,8 +95,11 @@ class Runs:
 
     def arguments(self, command: str, name: str, **changes: Any) -> list[str]:
         """Return the command line of a run."""
-        data = self.path({"pretrain": "text", "sft": "csl"}[command])
+        data = self.path({"pretrain": "text", "sft": "csl", "dpo": "pairs"}[command])
         options = {**COMMON, **COMMAND_OPTIONS[command], "data": data, "run": self.path(name)}
+        if command == "dpo":
+            del options["model"]
+            options["base"] = self.path("sft")
         return to_arguments({**options, **changes})
 
     def adapter_arguments(self, name: str, **changes: Any) -> list[str]:
@@ -132,10 +144,13 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokeniz
     source = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
     options = PrepareOptions(workers=1, limit=40)
     prepare_groups([source], runs.path("csl"), root / "assets/tokenizer", options)
+    pairs = SourceGroup("preferences", (str(write_pairs(runs.path("pairs.jsonl"), 40)),))
+    prepare_groups([pairs], runs.path("pairs"), root / "assets/tokenizer", options)
     run_training("pretrain", *runs.arguments("pretrain", "one"))
     run_training("pretrain", *runs.arguments("pretrain", "tied", **TIED))
     run_training("sft", *runs.arguments("sft", "sft"))
     run_training("sft", *runs.adapter_arguments("lora"))
+    run_training("dpo", *runs.arguments("dpo", "dpo"))
     truncate_run(str(runs.path("tied")), str(runs.path("relay")), 2)
     return runs
 
@@ -153,6 +168,9 @@ def two(one: Runs) -> Runs:
         jobs.append(["signal", signal.SIGTERM, 3, *stopped])
         jobs.append(["train", "pretrain", *stopped])
     jobs.append(["train", "sft", *one.adapter_arguments("lora-2")])
+    for strategy in ("ddp", "fsdp"):
+        name = f"dpo-{strategy}-2"
+        jobs.append(["train", "dpo", *one.arguments("dpo", name, parallel=strategy)])
     jobs.append(["refuse", *one.adapter_arguments("lora-fsdp", parallel="fsdp")])
     jobs.append(["train", "pretrain", *one.arguments("pretrain", "relay", **TIED)])
     done = one.run_jobs(2, jobs)
@@ -186,7 +204,7 @@ def losses(run: Path, kind: str = "train") -> list[float]:
     """Return the losses of a run, of all its steps or of its evaluations."""
     records = [record for record in read_metrics(run) if record["kind"] == kind]
     last_step = find_newest_step(run)
-    assert last_step == (SFT_STEPS if run.name.startswith(("sft", "lora")) else STEPS)
+    assert last_step == (SFT_STEPS if run.name.startswith(("sft", "lora", "dpo")) else STEPS)
     steps = range(1, last_step + 1) if kind == "train" else range(4, last_step + 1, 4)
     assert [record["step"] for record in records] == list(steps)
     return [record["loss"] for record in records]
@@ -231,16 +249,38 @@ def assert_close_tensors(file: Path, other_file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "strategy"),
-    [("pretrain", "one", "ddp"), ("pretrain", "one", "fsdp"), ("sft", "sft", "fsdp")],
+    [
+        ("pretrain", "one", "ddp"),
+        ("pretrain", "one", "fsdp"),
+        ("sft", "sft", "fsdp"),
+        ("dpo", "dpo", "ddp"),
+        ("dpo", "dpo", "fsdp"),
+    ],
 )
 def test_two_processes_match_single_process_run(
     two: Runs, command: str, name: str, strategy: str
 ) -> None:
     """Catch gradients with another scale, rows read twice, and shards saved as whole tensors."""
     run = two.path(f"{command}-{strategy}-2")
-    assert_same_run(run, two.path(name))
+    assert_same_run(run, two.path(name), learns=command != "dpo")
     model, _ = weights.load_checkpoint(run, torch.device("cpu"))
     assert model.config.num_hidden_layers == 2
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_reference_of_preferences(two: Runs) -> None:
+    """Catch a rank with a reference of its own, and measures of one rank's pairs alone."""
+    for strategy in ("ddp", "fsdp"):
+        run, whole = two.path(f"dpo-{strategy}-2"), two.path("dpo")
+        for file in (Path(REFERENCE_DIR, "train.npy"), Path(REFERENCE_DIR, "validation.npy")):
+            assert (run / file).read_bytes() == (whole / file).read_bytes()
+        records = [
+            [record for record in read_metrics(each) if record["kind"] == "train"]
+            for each in (run, whole)
+        ]
+        for record, expected in zip(*records, strict=True):
+            for name in ("margin", "chosen_log_prob", "rejected_log_prob", "rejected_tokens"):
+                assert record[name] == pytest.approx(expected[name], rel=1e-3, abs=2e-3)
 
 
 @pytest.mark.slow
@@ -310,7 +350,7 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
 @pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
-    for count, num_runs in ((2, 9), (4, 2)):
+    for count, num_runs in ((2, 11), (4, 2)):
         lines = four.path(f"out-{count}").read_text().splitlines()
         assert sum(line.startswith("run ") for line in lines) == num_runs
         assert sum(line.startswith("model ") for line in lines) == num_runs

@@ -16,10 +16,14 @@ from common.options import (
 )
 from common.yaml_files import load_yaml
 from data.prepare.options import PrepareOptions
-from train.options import PretrainOptions, SftOptions
+from train.options import DpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
-SCHEMAS: dict[str, type[Options]] = {"pretrain": PretrainOptions, "sft": SftOptions}
+SCHEMAS: dict[str, type[Options]] = {
+    "pretrain": PretrainOptions,
+    "sft": SftOptions,
+    "dpo": DpoOptions,
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -110,3 +114,23 @@ def test_all_checkpoints_can_be_kept(schema: type[Any], tmp_path: Path) -> None:
     for value in ("0", "every", "1.5"):
         with pytest.raises(UserError, match=f"'{value}' is not valid; expected 'all' or "):
             parse_options(schema, ["--checkpoint.keep", value], name="train", description="")
+
+
+def test_rate_of_preferences_depends_on_the_size_unless_given() -> None:
+    """Prevents a default that destroys a large model, or with which a small one stands still."""
+    rates = [auto_dpo_rate(count, uses_lora=False) for count in (2e6, 43e6, 135e6, 7e9)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] == pytest.approx(1e-6) and rates[-1] > 1e-7
+    assert auto_dpo_rate(135e6, uses_lora=True) == pytest.approx(1e-5)
+    arguments = ["--data", "x", "--optimizer.lr", "2e-5"]
+    options = parse_options(DpoOptions, arguments, name="train.dpo", description="")
+    resolved = options.optimizer.resolve(num_parameters=7_000_000, uses_lora=False)
+    assert (resolved.lr, resolved.name, resolved.weight_decay) == (2e-5, "adamw", 0.0)
+
+
+def test_target_margin_is_refused_where_it_has_no_effect() -> None:
+    """Prevents a figure for SimPO that the default loss ignores."""
+    values = {"data": "x", "dpo": {"gamma": 0.5}}
+    with pytest.raises(UserError, match=r"^--dpo.gamma is for --dpo.loss simpo"):
+        validate_options(DpoOptions, values)
+    validate_options(DpoOptions, {"data": "x", "dpo": {"gamma": 0.5, "loss": "simpo"}})

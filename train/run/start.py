@@ -47,9 +47,11 @@ def start(spec: RunSpec) -> Trainer:
     plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)
     model = build_model(spec, run.start_checkpoint)
     compute_plan = resolve_compute_plan(spec, run, model)
+    is_new = run.start_checkpoint is None
     spec.objective.prepare(
         spec.folder,
-        lambda: build_model(spec, None),
+        # A new run has its initial model already: another one would be twice the memory.
+        lambda: model if is_new else build_model(spec, None),
         precision=compute_plan.precision,
         micro_rows=compute_plan.micro_rows,
     )

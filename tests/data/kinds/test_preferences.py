@@ -93,6 +93,24 @@ def test_piece_across_the_seam_is_of_its_answer() -> None:
     assert tokenizer.decode(ids[middle:-1]).endswith("云")
 
 
+def test_piece_before_the_seam_may_depend_on_the_answer() -> None:
+    """Prevents the prompt of one answer before the other: ids that chat never has."""
+    definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(["助手：好云"] * 9).to_str())
+    model = definition["model"]
+    # 助手 | ：好 with the first answer, 助 | 手： | 云 with the second.
+    merges = [("：", "好"), ("手", "："), ("助", "手")]
+    single = [piece for piece in model["vocab"] if len(piece) == 1 or piece.startswith("<")]
+    model["vocab"] = {piece: index for index, piece in enumerate([*single, *map("".join, merges)])}
+    model["merges"] = [list(pair) for pair in merges]
+    tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, Path("tokenizer.json"))
+    template = ImportedTemplate(bare="助手", assistant="助手：")
+    ((ids, spans),) = KIND.encode(tokenizer, template, [Preference((), "云", "好", "云")])
+    start, middle = spans[0]
+    for answer, answer_ids in (("好", ids[start:middle]), ("云", ids[middle:])):
+        assert ids[:start] + answer_ids == template.encode(tokenizer, [("云", answer)]).ids
+    assert tokenizer.decode(ids[start : middle - 1]) == "助手：好"
+
+
 def test_stored_preference_is_the_same(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prevents a shard set that loses a text or a turn of a preference."""
     records = [*RECORDS, CUT]

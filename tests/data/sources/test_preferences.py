@@ -129,6 +129,11 @@ HH_PROMPT = "\n\nHuman: 一\n\nAssistant: 二\n\nHuman: 三\n\nAssistant:"
             {"prompt": HH_PROMPT, "chosen": " 四", "rejected": " 五\n第二行\n\n第二段"},
             Preference((CONTEXT,), "三", "四", "五\n第二行\n\n第二段"),
         ),
+        # An answer may quote the marks.
+        (
+            {"prompt": "问", "chosen": "例：\n\nHuman: 一\n\nAssistant: 二", "rejected": "差"},
+            Preference((), "问", "例：\n\nHuman: 一\n\nAssistant: 二", "差"),
+        ),
         # pairs that `evaluate.preferences` writes about passages
         (
             {
@@ -187,6 +192,13 @@ def test_every_schema_gives_question_and_answers(
             {
                 "chosen": [user("问"), assistant("好")],
                 "rejected": [user("问？"), assistant("差")],
+            },
+            "conversations that differ before the last answer",
+        ),
+        (
+            {
+                "chosen": [SYSTEM, user("问"), assistant("好")],
+                "rejected": [user("问"), assistant("差")],
             },
             "conversations that differ before the last answer",
         ),
@@ -258,6 +270,10 @@ def test_pair_that_says_nothing_is_left_out_and_counted(row: Row, reason: str) -
         (
             {"prompt": "问", "instruction": "问", "chosen": "好", "rejected": "差"},
             "several prompts: prompt, instruction",
+        ),
+        (
+            {"prompt": "问", "conversations": [human("问")], "chosen": "好", "rejected": "差"},
+            "several prompts: prompt, conversations",
         ),
         (
             {"chosen": [user("问"), assistant("好")], "rejected": [assistant("差")]},

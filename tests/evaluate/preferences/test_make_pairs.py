@@ -13,8 +13,10 @@ from common.errors import UserError
 from data.corpora.detect import detect_source
 from data.records import Preference, Turn
 from data.sources import SOURCES
+from evaluate.kinds.conversations import Question
 from evaluate.preferences import __main__ as command
 from evaluate.preferences import sample
+from evaluate.preferences.options import PreferencesOptions
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.config import LlamaConfig
@@ -63,7 +65,8 @@ def dialogues(tmp_path: Path) -> Path:
         }
         for number in range(6)
     ]
-    path.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    # The first one twice: its questions are asked once.
+    path.write_bytes(b"\n".join(map(orjson.dumps, [*rows, rows[0]])))
     return path
 
 
@@ -156,6 +159,13 @@ def test_interrupted_command_continues(
     assert "were done before" in capsys.readouterr().out and len(calls) == 3
     calls.append(0)
     assert make("--batch", 1) == rows
+
+
+def test_each_question_has_its_own_seeds() -> None:
+    """Prevents the same draws for every question, which make the samples of a file alike."""
+    options = PreferencesOptions(checkpoint=Path("x"), source="csl", input=("x",), out=Path("y"))
+    seeds = [sample._seeds(options, Question((), text, "答", "")) for text in ("问", "另一问")]
+    assert len({seed for group in seeds for seed in group}) == 2 * options.samples
 
 
 def test_articles_are_asked_for_their_titles(

@@ -12,16 +12,16 @@ from common.files import write_json
 from common.options import default_values
 from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
-from train.options import PretrainOptions, SftOptions
+from train.options import DpoOptions, PretrainOptions, SftOptions
 from train.run.start import build_model
 
-SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
-FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}
+SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions, "dpo": DpoOptions}
+FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}, "dpo": {"template": {}, "dpo": {}}}
 
 
 def write_run(folder: Path, command: str) -> None:
     """Write the files that `parse_train_options` reads in a run directory."""
-    options = SCHEMAS[command](seed=7).model_dump(mode="json")
+    options = SCHEMAS[command](seed=7, data="sample").model_dump(mode="json")
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
     write_json(folder / "run.json", {"fingerprints": FINGERPRINTS[command]})
 
@@ -31,6 +31,9 @@ def write_run(folder: Path, command: str) -> None:
     [
         ("sft", "pretrain", "is a pretraining run; to fine-tune its model: 'BASE=.*my run' "),
         ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft 'RUN=.*my run';"),
+        ("dpo", "sft", "is a fine-tuning run; to resume it: make sft .* on preferences: 'BASE="),
+        ("sft", "dpo", "is a run on preferences; to resume it: make dpo 'RUN=.*my run';"),
+        ("dpo", "pretrain", "is a pretraining run; to train its model: 'BASE=.*my run' "),
     ],
 )
 def test_run_of_other_command_gives_one_line_error(

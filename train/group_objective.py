@@ -60,8 +60,9 @@ class GroupObjective(Objective[GroupBatch]):
         precision: Precision,
         micro_rows: int,
     ) -> None:
-        """Score the dev answers of the initial model, once in a run; see `Objective`."""
-        self._reference.load = load_initial_model
+        """Score the dev answers of the initial model, and keep it if need be; see `Objective`."""
+        if self._options.kl:
+            self._reference.keep(load_initial_model())
         self._start_scores.load_or_compute(run, load_initial_model, rows=micro_rows)
 
     def count(self, batch: GroupBatch) -> list[int]:

@@ -149,7 +149,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
     kinds = [find_evaluation(mixture_set.shards.kind) for mixture_set in sets]
     scorer = AnswerScorer(tokenizer, template, kinds, terms)
     precision = resolve_precision(device, options.precision)
-    reference = ReferenceModel(uses_adapter=uses_lora)
+    reference = ReferenceModel()
     dev_sets = _build_dev_sets(options, sets, tokenizer, template)
     # What the answers depend on, and their scores.
     group_fingerprint = {

@@ -1,7 +1,8 @@
 """The model that a run started from, beside the one that it trains."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 
 from model.llama import Llama
 from model.lora import without_adapter
@@ -10,27 +11,24 @@ from model.lora import without_adapter
 class ReferenceModel:
     """The model as it was before the first step.
 
-    With an adapter it is the trained model without the adapter. Otherwise a second model is kept in
-    memory, from the first use on.
+    With an adapter it is the trained model without the adapter, otherwise a second one in memory.
     """
 
-    def __init__(self, *, uses_adapter: bool) -> None:
-        """Load nothing yet; `load` has to be set."""
-        self._uses_adapter = uses_adapter
+    def __init__(self) -> None:
+        """Have no model yet: `keep` has to be called first."""
         self._model: Llama | None = None
-        self.load: Callable[[], Llama] | None = None
+
+    def keep(self, initial_model: Llama) -> None:
+        """Keep a copy of the initial model, which may be the one that is trained from now on."""
+        if initial_model.adapter is None:
+            self._model = copy.deepcopy(initial_model).eval().requires_grad_(False)
 
     @contextlib.contextmanager
     def borrow(self, model: Llama) -> Iterator[Llama]:
-        """Yield the reference of `model`, which is in training and not used meanwhile.
-
-        Raises UserError if its base is gone.
-        """
-        if self._uses_adapter:
-            with without_adapter(model):
-                yield model
+        """Yield the reference of `model`, which is in training and not used meanwhile."""
+        if self._model is not None:
+            yield self._model
             return
-        if self._model is None:
-            assert self.load is not None
-            self._model = self.load().eval().requires_grad_(False)
-        yield self._model
+        assert model.adapter is not None
+        with without_adapter(model):
+            yield model

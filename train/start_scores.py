@@ -94,8 +94,10 @@ class StartScores:
         path = run / START_SCORES_FILE
         stored = _read(path) if path.exists() else {}
         if stored.get("identity") != self._identity:
+            # It may be the model that is trained afterwards.
             model = load_initial_model().eval()
             sets = [self._measure(model, index) for index in range(len(self._dev_sets))]
+            model.train()
             stored = {"identity": self._identity, "sets": sets}
             write_checksummed_json(path, stored)
         self._sets = stored["sets"]

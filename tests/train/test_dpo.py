@@ -91,6 +91,10 @@ def test_killed_run_resumes_bit_identically(options: dict[str, Any], tmp_path: P
     done = CommandProcess("train.dpo", *arguments).wait()
     assert done.returncode == 0 and "continues after step 6" in done.stdout, done.stderr
     assert checkpoint_bytes(killed, LAST_STEP) == checkpoint_bytes(whole, LAST_STEP)
+    (killed / REFERENCE_DIR / "train.npy").unlink()
+    done = CommandProcess("train.dpo", *arguments).wait()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "and the base," in done.stderr and "is gone: put one of them back" in done.stderr
     assert comparable_records(killed) == comparable_records(whole)
     train = [record for record in comparable_records(whole) if record["kind"] == "train"]
     assert [record["step"] for record in train] == [1, 3, 6, 8]

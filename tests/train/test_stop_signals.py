@@ -59,11 +59,14 @@ def test_later_signal_ends_the_process(
             assert ended.value.args == (number,)
 
 
-@pytest.mark.parametrize(("command", "function"), [("pretrain", "pretrain"), ("sft", "fine_tune")])
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [("pretrain", "pretrain"), ("sft", "fine_tune"), ("dpo", "learn_preferences")],
+)
 def test_command_ends_with_the_code_of_its_run(
     command: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents a script from going on after one of the two commands was stopped."""
+    """Prevents a script from going on after one of the commands was stopped."""
     stopped = 128 + signal.SIGTERM
     monkeypatch.setattr(f"train.{command}_run.{function}", lambda _options: stopped)
     arguments = [command, "--data", "redgpt", "--run", str(tmp_path / "run")]

@@ -47,11 +47,10 @@ def start(spec: RunSpec) -> Trainer:
     plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)
     model = build_model(spec, run.start_checkpoint)
     compute_plan = resolve_compute_plan(spec, run, model)
-    is_new = run.start_checkpoint is None
     spec.objective.prepare(
         spec.folder,
         # A new run has its initial model already: another one would be twice the memory.
-        lambda: model if is_new else build_model(spec, None),
+        lambda: model if run.start_checkpoint is None else _rebuild_initial_model(spec),
         precision=compute_plan.precision,
         micro_rows=compute_plan.micro_rows,
     )
@@ -89,6 +88,18 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
     return model.train()
+
+
+def _rebuild_initial_model(spec: RunSpec) -> Llama:
+    """Return the model that a resumed run started from. Raises UserError if its base is gone."""
+    base = spec.base.folder
+    if base is not None and not base.is_dir():
+        raise UserError(
+            f"{spec.folder}: what was computed with its base before the first step is missing, "
+            f"damaged, or of another --precision, and the base, {base}, is gone: put one of them "
+            "back"
+        )
+    return build_model(spec, None)
 
 
 def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:

@@ -120,7 +120,7 @@ def test_unfinished_base_is_taken_only_if_it_is_named(
         resolve_run(SftOptions())
     assert str(refused.value) == (
         "--base: runs/my wiki, the newest pretraining run, is unfinished, at step 3 of 5: complete "
-        "it first (make pretrain 'RUN=runs/my wiki'), or name it to fine-tune it as it is "
+        "it first (make pretrain 'RUN=runs/my wiki'), or name it to train it as it is "
         "('BASE=runs/my wiki', --base 'runs/my wiki')"
     )
     assert _resolve_base_option(SftOptions(base=run)) == run

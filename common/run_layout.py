@@ -10,7 +10,7 @@ runs/NAME/
     lock                held while a process trains
     plan/               order of the training data
     reference/          log-probabilities of the base, of a run on preferences
-    samples/            answers that a run on rewards is learning from
+    rollouts/           answers that a run on rewards is learning from
     start.json          rewards of the base, of a run on rewards
     checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
     failed/             checkpoints/ of a run that diverged: its state then
@@ -32,7 +32,7 @@ EARLY_STOP_FILE = "ended.json"
 LOCK_FILE = "lock"
 PLAN_DIR = "plan"
 REFERENCE_DIR = "reference"
-ROLLOUTS_DIR = "samples"
+ROLLOUTS_DIR = "rollouts"
 START_SCORES_FILE = "start.json"
 CHECKPOINTS_DIR = "checkpoints"
 BEST_LINK = "best"

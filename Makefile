@@ -30,7 +30,7 @@ unknown := $(firstword $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) S
 $(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABLES); options of a command go into \
 	ARGS="--key value", environment variables before make))
 
-.PHONY: help setup setup-dev data index pretrain sft dpo chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
+.PHONY: help setup setup-dev data index pretrain sft dpo grpo chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,8 @@ help:
 	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"
 	@echo "make dpo DATA=FILE [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
 	@echo "                    learn from pairs of a better and a worse answer, from the newest fine-tuned run"
+	@echo "make grpo DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--grpo.rewards exact:1,loops:0.5\"]"
+	@echo "                    learn from rewards that a program computes of the answers of the newest fine-tuned run"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest fine-tuned run, or the newest of all if none is (options: make chat ARGS=--help)"
 	@echo "                    INDEX=DIR: each question looks up its own passage in this index"
@@ -86,6 +88,9 @@ sft: setup
 
 dpo: setup
 	@$(PY) -m train.dpo $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
+
+grpo: setup
+	@$(PY) -m train.grpo $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
 
 chat: setup
 	@$(PY) -m chat $(call option,--checkpoint,RUN) $(call option,--index,INDEX) $(ARGS)

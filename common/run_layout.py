@@ -10,6 +10,8 @@ runs/NAME/
     lock                held while a process trains
     plan/               order of the training data
     reference/          log-probabilities of the base, of a run on preferences
+    rollouts/           answers that a run on rewards is learning from
+    start.json          rewards of the base, of a run on rewards
     checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
     failed/             checkpoints/ of a run that diverged: its state then
     samples.md          text that the model wrote during training
@@ -30,6 +32,8 @@ EARLY_STOP_FILE = "ended.json"
 LOCK_FILE = "lock"
 PLAN_DIR = "plan"
 REFERENCE_DIR = "reference"
+ROLLOUTS_DIR = "rollouts"
+START_SCORES_FILE = "start.json"
 CHECKPOINTS_DIR = "checkpoints"
 BEST_LINK = "best"
 FAILED_DIR = "failed"

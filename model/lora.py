@@ -5,6 +5,7 @@ parameters are those that PEFT uses below its own prefix, so an adapter of one l
 Shapes of activations: B rows, T positions, D features.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -150,3 +151,17 @@ def seed_dropout(model: nn.Module, seeds: list[int]) -> None:
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the adapter's parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+@contextlib.contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """Turn the adapter of a model off meanwhile, so that its layers compute what the base does."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale

@@ -115,6 +115,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
         ("pretrain", ["train.pretrain"]),
         ("sft", ["train.sft"]),
         ("dpo", ["train.dpo"]),
+        ("grpo", ["train.grpo"]),
         ("chat", ["chat"]),
         ("serve", ["chat.serve"]),
         ("evaluate", ["evaluate"]),

@@ -76,11 +76,12 @@ def _check_command(run: Path, command: str) -> None:
     if owner == "pretrain":
         purpose = "fine-tune" if command == "sft" else "train"
         raise UserError(f"{run} is a pretraining run; to {purpose} its model: {base_option}")
-    owner_name = "fine-tuning run" if owner == "sft" else "run on preferences"
-    purposes = {"pretrain": "text", "sft": "examples", "dpo": "preferences"}
+    owner_names = {"sft": "fine-tuning run", "dpo": "run on preferences", "grpo": "run on rewards"}
+    purposes = {"pretrain": "text", "sft": "examples", "dpo": "preferences", "grpo": "rewards"}
     raise UserError(
-        f"{run} is a {owner_name}; to resume it: make {owner} {shlex.quote(f'RUN={run}')}; to "
-        f"train its weights on {purposes[command]}: {base_option} and another RUN"
+        f"{run} is a {owner_names[owner]}; to resume it: make {owner} "
+        f"{shlex.quote(f'RUN={run}')}; to train its weights on {purposes[command]}: {base_option} "
+        "and another RUN"
     )
 
 

@@ -29,10 +29,12 @@ class Objective(abc.ABC, Generic[BatchT]):
     """
 
     # What a log line can tell besides the loss: measures of each term, of which it has the mean.
-    measure_names: ClassVar[tuple[str, ...]]
+    measure_names: tuple[str, ...]
     # Measuring costs next to nothing, so the mean is over all terms since the last log line;
     # otherwise it is over those of the last step, and other steps do not measure.
     measures_every_step: ClassVar[bool]
+    # The loss stays near a level of its own, so that a step far above it is worth a warning.
+    has_loss_level: ClassVar[bool] = True
 
     def prepare(
         self,

@@ -1,12 +1,13 @@
 """Options of the training commands. Imports neither PyTorch nor NumPy."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from common.options import Options
 from data.mixture import Mixture
+from evaluate.rewards.options import REWARD_DESCRIPTIONS, Rewards
 from model.config import PRESETS, READING_HEADS_FIELDS
 from model.lora_options import LoraOptions
 
@@ -147,9 +148,6 @@ class TrainOptions(Options):
         "fsdp shards them",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
-    batch_tokens: int = Field(
-        2048, gt=0, description="tokens per optimizer step, a multiple of sequence_length"
-    )
     sequence_length: int = Field(512, gt=1, description="tokens per row")
     micro_batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         "auto",
@@ -161,6 +159,52 @@ class TrainOptions(Options):
     schedule: ScheduleOptions = ScheduleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
 
+    @property
+    def rows_per_step(self) -> int:
+        """Return the rows of a step, over all processes, or the most that it can have."""
+        raise NotImplementedError
+
+    @property
+    def step_size(self) -> dict[str, Any]:
+        """Return the options that say how much a step trains on, as fingerprints of the run."""
+        raise NotImplementedError
+
+    def describe_step(self) -> str:
+        """Return how much a step trains on, for the summary."""
+        raise NotImplementedError
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.schedule.name == "wsd" and self.schedule.warmup + self.schedule.decay > 1:
+            lines.append(
+                "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed "
+                "1 together"
+            )
+        return lines
+
+
+class TokenBatchOptions(TrainOptions):
+    """Options of the commands whose steps have a fixed number of tokens."""
+
+    batch_tokens: int = Field(
+        2048, gt=0, description="tokens per optimizer step, a multiple of sequence_length"
+    )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Return the rows of a step, over all processes."""
+        return self.batch_tokens // self.sequence_length
+
+    @property
+    def step_size(self) -> dict[str, Any]:
+        """See `TrainOptions`."""
+        return {"batch_tokens": self.batch_tokens}
+
+    def describe_step(self) -> str:
+        """See `TrainOptions`."""
+        return f" of {self.batch_tokens:,} a step"
+
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
@@ -171,15 +215,10 @@ class TrainOptions(Options):
                 f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
                 f"{self.sequence_length}; {nearest_multiple} would be"
             )
-        if self.schedule.name == "wsd" and self.schedule.warmup + self.schedule.decay > 1:
-            lines.append(
-                "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed "
-                "1 together"
-            )
         return lines
 
 
-class PretrainOptions(TrainOptions):
+class PretrainOptions(TokenBatchOptions):
     """The options of `python -m train.pretrain`."""
 
     run: Path | None = Field(
@@ -283,7 +322,7 @@ class FineTuneOptions(TrainOptions):
         return lines
 
 
-class SftOptions(FineTuneOptions):
+class SftOptions(FineTuneOptions, TokenBatchOptions):
     """The options of `python -m train.sft`."""
 
     run: Path | None = Field(
@@ -434,7 +473,7 @@ class DpoEvaluationOptions(Options):
     )
 
 
-class DpoOptions(FineTuneOptions):
+class DpoOptions(FineTuneOptions, TokenBatchOptions):
     """The options of `python -m train.dpo`."""
 
     run: Path | None = Field(
@@ -463,4 +502,94 @@ class DpoOptions(FineTuneOptions):
         lines = super().find_conflicts()
         if self.dpo.loss == "sigmoid" and self.dpo.gamma not in ("auto", 0):
             lines.append("--dpo.gamma is for --dpo.loss simpo; sigmoid has no target margin")
+        return lines
+
+
+class GroupOptions(Options):
+    """The group `grpo`: the samples that a model learns from, and the loss of them."""
+
+    rewards: Rewards = Field(
+        "rouge:1,loops:0.5,truncated:0.5",
+        description="what is rewarded, with weights, such as exact:1,loops:0.5 (in YAML also "
+        "exact: 1): "
+        + "; ".join(f"{name}: {text}" for name, text in REWARD_DESCRIPTIONS.items())
+        + "; or a function of your own, FILE.py:FUNCTION (docs/grpo.md)",
+    )
+    prompts: int = Field(16, gt=0, description="questions that are answered at a time")
+    samples: int = Field(8, ge=2, le=1024, description="answers to each, which are compared")
+    max_new_tokens: int = Field(48, gt=0, description="longest answer")
+    updates: int = Field(
+        1, gt=0, le=64, description="optimizer steps on the same answers before others are drawn"
+    )
+    clip: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="with several updates: how far the probability of a token may move from that "
+        "at which it was drawn, as a ratio, before it has no more effect",
+    )
+    kl: float = Field(
+        0.0, ge=0, lt=1000, description="weight of the KL divergence from the base in the loss"
+    )
+    batch: int = Field(128, gt=0, description="answers that are decoded together")
+
+
+class GrpoEvaluationOptions(Options):
+    """Options of the group `evaluation` of learning from rewards."""
+
+    every: int = Field(20, gt=0, description="steps between evaluations on the dev split")
+    examples: int = Field(
+        100, gt=0, description="dev questions of each set to answer at each evaluation"
+    )
+    patience: int = Field(
+        0, ge=0, description="evaluations without a higher reward that end the run; 0: never"
+    )
+
+
+class GrpoOptions(FineTuneOptions):
+    """The options of `python -m train.grpo`."""
+
+    run: Path | None = Field(
+        None, description="run directory; resumed if it exists (default: runs/grpo-DATA)"
+    )
+    data: Mixture = Field(
+        "csl",
+        description="whose questions to answer: a name (csl, lcsts, redgpt …), a prepared folder, "
+        "a raw file, or a mixture, as for make sft",
+    )
+    base: Path | None = Field(
+        None,
+        description="the model to train: a fine-tuned run, one of its steps, or an exported folder "
+        "(default: the newest fine-tuning run)",
+    )
+    log_every: int = Field(5, gt=0, description="steps between log lines")
+    grpo: GroupOptions = GroupOptions()
+    optimizer: DpoOptimizerOptions = DpoOptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions(every=20)
+    evaluation: GrpoEvaluationOptions = GrpoEvaluationOptions()
+
+    @property
+    def rows_per_step(self) -> int:
+        """Return the number of answers: a row holds one of them at least."""
+        return self.grpo.prompts * self.grpo.samples
+
+    @property
+    def step_size(self) -> dict[str, Any]:
+        """Return nothing: the group `grpo` is a fingerprint as a whole."""
+        return {}
+
+    def describe_step(self) -> str:
+        """See `TrainOptions`."""
+        return f", {self.grpo.prompts} questions with {self.grpo.samples} answers each in a step"
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if 2 * self.grpo.max_new_tokens > self.sequence_length:
+            lines.append(
+                f"--grpo.max_new_tokens {self.grpo.max_new_tokens} leaves less than half of "
+                f"--sequence_length {self.sequence_length} to the question: lower it, or use "
+                "longer rows"
+            )
         return lines

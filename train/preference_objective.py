@@ -65,7 +65,7 @@ class PreferenceObjective(Objective[PreferenceBatch]):
     micro_rows: int = field(default=1, init=False)
     _reference_sums: Tensor | None = field(default=None, init=False)
 
-    measure_names: ClassVar[tuple[str, ...]] = (
+    measure_names = (
         "margin",
         "reward_accuracy",
         "chosen_log_prob",

@@ -63,7 +63,7 @@ class TextData:
         )
         batches = TextBatchLoader(
             row_plan,
-            options.batch_tokens // options.sequence_length,
+            options.rows_per_step,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )

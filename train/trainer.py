@@ -118,6 +118,7 @@ class Trainer:
         if compute_plan.compile:
             # Only the backbone is compiled: the compiler would unroll the chunks of the loss.
             model.model.compile()
+        self.batches.use_model(model)
         # The micro-batches of a step, assembled before the step begins, and the step.
         self._prefetched: tuple[int, list[Batch]] | None = None
         self._last_saved_step = run.start_step
@@ -175,6 +176,7 @@ class Trainer:
             names = self.objective.measure_names
             sums = torch.zeros(len(names), device=self.device, dtype=torch.float64)
         micro_batches = self._load_micro_batches(state.step)
+        self._throughput.record_sampling(*self.batches.pop_sampled())
         loss, grad_norm = self.compute_gradients(micro_batches, sums)
 
         # An update with a gradient that is not finite would turn all weights, and the moments of
@@ -248,7 +250,7 @@ class Trainer:
         self._fixed_weights.zero_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
         # A GPU is still computing: tokenize for the next step before waiting for the loss.
-        if self.state.step + 1 < self.max_steps:
+        if self.state.step + 1 < self.max_steps and not self.batches.depends_on_weights:
             next_step = self.state.step + 1
             # An error belongs to the next step, which meets it again: this one is done and kept.
             with contextlib.suppress(UserError, OSError):
@@ -330,7 +332,7 @@ class Trainer:
         state.loss_sum += loss
         state.loss_steps += 1
         previous_level = state.level.loss
-        if state.level.update(loss):
+        if self.objective.has_loss_level and state.level.update(loss):
             # The rows are logged so that one can look at the data that caused the spike.
             rows = self.batches.global_rows(state.step)
             self.log.write(
@@ -438,7 +440,8 @@ class Trainer:
             f"step {state.step}/{self.max_steps}  loss {loss:.4f}"
             f"{self.objective.format_metrics(metrics)}  lr {throughput['lr']:.2e}  "
             f"norm {throughput['grad_norm']:.2f}  {throughput['tokens_per_second']:,.0f} tokens/s  "
-            f"MFU {throughput['mfu']:.0%}  epoch {epoch:.2f}  left {remaining}",
+            f"MFU {throughput['mfu']:.0%}{_format_sampling(throughput)}  epoch {epoch:.2f}  "
+            f"left {remaining}",
             flush=True,
         )
 
@@ -528,6 +531,14 @@ def _check_token_ids(batch: Batch, vocab_size: int) -> None:
             f"the data holds id {largest}, but the model's vocabulary ends at {vocab_size - 1}: "
             "prepare the data with the model's tokenizer"
         )
+
+
+def _format_sampling(throughput: dict[str, Any]) -> str:
+    """Return how fast the model writes the answers that it learns from, if it writes any."""
+    rate = throughput.get("sampled_tokens_per_second")
+    if rate is None:
+        return ""
+    return f"  sampling {rate:,.0f} tokens/s, {throughput['sampling_share']:.0%} of the time"
 
 
 def _parse_state(saved: dict[str, Any], folder: Path) -> TrainState:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from data.batching.epoch_plan import EpochPlan
 from data.batching.examples import Example
 from data.batching.packed_rows import PackedPlan
 from data.batching.text_rows import TextPlan
+from model.llama import Llama
 
 PlanT = TypeVar("PlanT", bound=EpochPlan)
 BatchT = TypeVar("BatchT", bound="Batch")
@@ -62,7 +63,13 @@ class Batch:
 
 
 class BatchLoader(abc.ABC, Generic[PlanT]):
-    """The batches of a run: a pure function of the plan, the step, the rank and the world size."""
+    """The batches of a run: a pure function of the plan, the step, the rank and the world size.
+
+    If they depend on the weights, they are a function of the weights before the step, too.
+    """
+
+    # Then the batches of a step cannot be assembled before the step.
+    depends_on_weights: ClassVar[bool] = False
 
     def __init__(
         self, plan: PlanT, rows_per_step: int, *, rank: int = 0, world_size: int = 1
@@ -102,6 +109,24 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
     @abc.abstractmethod
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """Return this process's share of a step in micro-batches of at most `micro_rows` rows."""
+
+    def typical_batch(self) -> Batch:
+        """Return rows like those of a step, to estimate its cost; by default those of step 0."""
+        (batch,) = self.micro_batches(step=0, micro_rows=self.rows_per_step)
+        return batch
+
+    def use_model(self, model: Llama) -> None:
+        """Take the model whose weights the batches depend on; by default they do not.
+
+        Called once, before the first batch of a process, with the weights to go on from.
+        """
+
+    def pop_sampled(self) -> tuple[int, float]:
+        """Return how many tokens the model wrote for batches since the last call, in what time.
+
+        The time is in seconds; by default both are 0.
+        """
+        return 0, 0.0
 
 
 class TextBatchLoader(BatchLoader[TextPlan]):

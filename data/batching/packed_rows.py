@@ -129,7 +129,7 @@ class PackedPlan(EpochPlan):
         packed_indices, row_sizes_by_window = [], []
         for start in range(0, len(permutation), PACKING_WINDOW):
             window = permutation[start : start + PACKING_WINDOW]
-            rows = pack_best_fit(sizes[window], self.length)
+            rows = self._pack(sizes[window])
             packed_indices.append(start + np.concatenate(rows))
             row_sizes_by_window.append(np.array([len(row) for row in rows]))
         packed_items = items[permutation[np.concatenate(packed_indices)]]
@@ -138,6 +138,10 @@ class PackedPlan(EpochPlan):
         shuffle_in_place(row_order, self._seed, epoch, 1)
         order, starts = _reorder_rows(packed_items, row_sizes, row_order)
         return [order, starts, np.array([sizes.sum()])]
+
+    def _pack(self, sizes: np.ndarray) -> list[list[int]]:
+        """Return the indices of the examples of each row, from the length of each example."""
+        return pack_best_fit(sizes, self.length)
 
     def _select_examples(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the items of an epoch that fit a row, and their lengths, int64[n] each."""

@@ -1,9 +1,6 @@
-"""Rows of preferences: both answers of a pair follow one prompt, which is read once.
+"""Rows of preferences: the chosen and the rejected answer of a pair follow one prompt.
 
-A pair is prompt, chosen answer, rejected answer. The rejected answer does not attend to the chosen
-one, and its positions go on from the end of the prompt, so that the hidden states of either answer
-are those of prompt and answer alone. The first ids of both answers are predicted from the last
-position of the prompt.
+`data.batching.shared_prompts` says how.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batching.collate import Batch, PackedBatchLoader
+from data.batching.collate import PackedBatchLoader
 from data.batching.examples import KeptParts
+from data.batching.shared_prompts import (
+    SharedPrompt,
+    SharedPromptBatch,
+    collate_shared_prompts,
+)
 from data.records import EncodedRecord
 from data.stored_records import Records
-
-# The parts of a pair, as `PreferenceBatch.parts` numbers them.
-PROMPT, CHOSEN, REJECTED = range(3)
 
 
 class PreferenceExample(NamedTuple):
@@ -105,23 +104,10 @@ class PreferenceExamples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceBatch(Batch):
-    """Rows of pairs. Targets are in the order of the pairs, the chosen answer of each first."""
+class PreferenceBatch(SharedPromptBatch):
+    """Rows of pairs; `answer_lengths`[n, 2] are of the chosen and of the rejected answer."""
 
-    parts: Tensor  # int64[B, T]: PROMPT, CHOSEN or REJECTED
     pairs: Tensor  # int64[n], the numbers of the pairs
-    answer_lengths: Tensor  # int64[n, 2], targets of the chosen and of the rejected answer
-
-    def attention_mask(self) -> Tensor:
-        """Return the mask of allowed attention, bool[B, 1, T, T].
-
-        A position attends to itself and to earlier positions of its pair, but not to those of the
-        other answer.
-        """
-        same_pair = super().attention_mask()
-        assert same_pair is not None
-        queries, keys = self.parts.unsqueeze(2), self.parts.unsqueeze(1)
-        return same_pair & ((keys == PROMPT) | (keys == queries)).unsqueeze(1)
 
 
 def collate_preferences(
@@ -131,44 +117,13 @@ def collate_preferences(
 
     The pairs of a row follow one another; the rest of the row is padding with id 0.
     """
-    shape = len(rows), length
-    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    segments, parts = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    loss_indices, targets, pairs, answer_lengths = [], [], [], []
-    num_padding = 0
-    for row, examples in enumerate(rows):
-        start = 0
-        # Segment 0 is the padding.
-        for segment, (pair, prompt, chosen, rejected) in enumerate(examples, start=1):
-            chosen_start = start + len(prompt)
-            rejected_start = chosen_start + len(chosen) - 1
-            stop = rejected_start + len(rejected) - 1
-            ids[row, start:stop] = np.concatenate([prompt, chosen[:-1], rejected[:-1]])
-            parts[row, chosen_start:rejected_start] = CHOSEN
-            parts[row, rejected_start:stop] = REJECTED
-            positions[row, start:rejected_start] = np.arange(rejected_start - start)
-            positions[row, rejected_start:stop] = len(prompt) + np.arange(stop - rejected_start)
-            segments[row, start:stop] = segment
-            for answer, answer_start in ((chosen, chosen_start), (rejected, rejected_start)):
-                # Its first id is predicted by the end of the prompt, the others by the one before.
-                predicting = np.arange(answer_start - 1, answer_start - 1 + len(answer))
-                predicting[0] = chosen_start - 1
-                loss_indices.append(row * length + predicting)
-                targets.append(answer)
-            pairs.append(pair)
-            answer_lengths.append((len(chosen), len(rejected)))
-            start = stop
-        num_padding += length - start
+    batch = collate_shared_prompts(
+        [[SharedPrompt(prompt, answers) for _, prompt, *answers in examples] for examples in rows],
+        length,
+    )
+    pairs = torch.tensor([example.pair for examples in rows for example in examples])
     return PreferenceBatch(
-        ids=torch.from_numpy(ids),
-        targets=torch.from_numpy(np.concatenate(targets)),
-        loss_indices=torch.from_numpy(np.concatenate(loss_indices)),
-        positions=torch.from_numpy(positions),
-        segments=torch.from_numpy(segments),
-        num_padding=num_padding,
-        parts=torch.from_numpy(parts),
-        pairs=torch.tensor(pairs),
-        answer_lengths=torch.tensor(answer_lengths),
+        **{**vars(batch), "answer_lengths": batch.answer_lengths.view(-1, 2)}, pairs=pairs
     )
 
 

@@ -1,11 +1,18 @@
 """Choose the two answers of a preference pair from the samples for a question."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from evaluate.metrics.repetition import is_looping, measure_repetition
-from evaluate.metrics.rouge import compute_rouge
+from evaluate.metrics.answer_measures import (
+    AnswerMeasure,
+    ending,
+    exact,
+    few_repetitions,
+    has_good_end,
+    length_ratio,
+    rouge_l,
+)
 from evaluate.model_answer import ModelAnswer
 from evaluate.preferences.options import Chosen, MeasureName
 
@@ -64,38 +71,11 @@ def choose_pair(
     return Pair(best, worst, best_score, worst_score)
 
 
-def has_good_end(answer: ModelAnswer) -> bool:
-    """Return whether an answer ended by itself and has no loop."""
-    return answer.has_eos and not is_looping(answer.text)
-
-
-def _rouge(answer: ModelAnswer, reference: str) -> float:
-    return float(compute_rouge(answer.text, reference, case="lower")["l"].f)
-
-
-def _exact(answer: ModelAnswer, reference: str) -> float:
-    return float(answer.text.strip() == reference.strip())
-
-
-def _length(answer: ModelAnswer, reference: str) -> float:
-    """Return the shorter length over the longer one, in characters."""
-    lengths = sorted([len(answer.text.strip()), len(reference.strip())])
-    return lengths[0] / lengths[1]
-
-
-def _repetition(answer: ModelAnswer, _reference: str) -> float:
-    return 1 - measure_repetition([answer.text]).repeated_4grams
-
-
-def _ending(answer: ModelAnswer, _reference: str) -> float:
-    return float(has_good_end(answer))
-
-
 # The score of an answer beside the reference answer, from 0 to 1, higher is better.
-MEASURES: dict[MeasureName, Callable[[ModelAnswer, str], float]] = {
-    "rouge": _rouge,
-    "exact": _exact,
-    "length": _length,
-    "repetition": _repetition,
-    "ending": _ending,
+MEASURES: dict[MeasureName, AnswerMeasure] = {
+    "rouge": rouge_l,
+    "exact": exact,
+    "length": length_ratio,
+    "repetition": few_repetitions,
+    "ending": ending,
 }

@@ -90,9 +90,10 @@ def read_fingerprints(run: Path) -> dict[str, Any]:
 
 
 def training_command(fingerprints: dict[str, Any]) -> str:
-    """Return the command that trains a run with these fingerprints: pretrain, sft or dpo."""
-    if "dpo" in fingerprints:
-        return "dpo"
+    """Return the command that trains a run with these fingerprints: pretrain, sft, dpo or grpo."""
+    for command in ("dpo", "grpo"):
+        if command in fingerprints:
+            return command
     # Pretraining does not encode with a chat template, and so has a fingerprint of it.
     return "sft" if "template" in fingerprints else "pretrain"
 

@@ -32,6 +32,8 @@ PRELOADED_MODULES = [
     "train.sft_run",
     "train.dpo",
     "train.dpo_run",
+    "train.grpo",
+    "train.grpo_run",
     "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",

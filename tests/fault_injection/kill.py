@@ -3,12 +3,13 @@
     python -m tests.fault_injection.kill                       60 kills
     python -m tests.fault_injection.kill --kills 500 --seed 7
 
-The kills are spread over pretraining, fine-tuning, an adapter, a run that stops early, and one on
-preferences. Each run must end like a run that was never stopped: the same bytes in all remaining
-checkpoints (weights, optimizer, state), the same `metrics.jsonl` except for speeds, the same
-samples and best checkpoint, and no temporary files. The model is tiny, but all the code of training
-runs: gradient accumulation, epoch borders, evaluation, rotation, early stopping. Files are written
-in two halves with a pause between them, so that many kills hit a checkpoint while it is written.
+The kills are spread over pretraining, fine-tuning, an adapter, a run that stops early, one on
+preferences, and one on rewards. Each run must end like a run that was never stopped: the same bytes
+in all remaining checkpoints (weights, optimizer, state), the same `metrics.jsonl` except for
+speeds, the same samples and best checkpoint, and no temporary files. The model is tiny, but all the
+code of training runs: gradient accumulation, epoch borders, evaluation, rotation, early stopping.
+Files are written in two halves with a pause between them, so that many kills hit a checkpoint while
+it is written.
 """
 
 import functools
@@ -42,6 +43,7 @@ from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
 from tests.helpers.preferences import write_pairs
+from tests.helpers.questions import write_questions
 from tests.helpers.training import (
     TINY_SHAPE,
     comparable_records,
@@ -57,6 +59,7 @@ PHASES = (
     "opening",
     "plan",
     "reference",
+    "answers",
     "step",
     "record",
     "checkpoint",
@@ -167,6 +170,31 @@ def dpo_scenario(folder: Path) -> Scenario:
     return Scenario("train.dpo", to_arguments(options))
 
 
+def grpo_scenario(folder: Path) -> Scenario:
+    """Return a run on rewards, with three updates on the same answers, from random weights."""
+    source = SourceGroup("redgpt", (str(write_questions(folder / "questions.jsonl", 40)),))
+    prepare_groups([source], folder / "set", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
+    options = {
+        "data": folder / "set",
+        "base": _save_random_base(folder / "base"),
+        "device": "cpu",
+        "max_steps": 14,
+        "sequence_length": 128,
+        "micro_batch": 1,
+        "optimizer.lr": 1e-3,
+        "grpo.rewards": "length,repetition:0.5",
+        "grpo.prompts": 3,
+        "grpo.samples": 3,
+        "grpo.max_new_tokens": 4,
+        "grpo.updates": 3,
+        "checkpoint.every": 4,
+        "evaluation.every": 5,
+        "evaluation.examples": 2,
+        "log_every": 2,
+    }
+    return Scenario("train.grpo", to_arguments(options))
+
+
 def _save_random_base(folder: Path) -> Path:
     """Write a tiny model with random weights into a folder, and return it."""
     tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
@@ -206,6 +234,7 @@ SCENARIOS = {
     "an adapter": lora_scenario,
     "ending early": early_stopping_scenario,
     "preferences": dpo_scenario,
+    "rewards": grpo_scenario,
 }
 
 
@@ -238,8 +267,9 @@ class SlowDiskFault:
         import model.checkpoint.weights
         import train.checkpoint
         from data.batching.epoch_plan import EpochPlan
-        from train import preference_objective
+        from train import preference_objective, rollouts
         from train.dpo_eval import PreferenceEvaluator
+        from train.grpo_eval import RewardEvaluator
         from train.monitoring.metrics_log import MetricsLog
         from train.pretrain_eval import TextEvaluator
         from train.sft_eval import AnswerEvaluator
@@ -255,6 +285,8 @@ class SlowDiskFault:
             (TextEvaluator, "evaluate", "evaluation"),
             (AnswerEvaluator, "evaluate", "evaluation"),
             (PreferenceEvaluator, "evaluate", "evaluation"),
+            (RewardEvaluator, "evaluate", "evaluation"),
+            (rollouts, "save_groups", "answers"),
             (preference_objective, "load_or_compute_reference", "reference"),
             (EpochPlan, "_build_epoch", "plan"),
             (Trainer, "train_step", "step"),

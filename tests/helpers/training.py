@@ -35,7 +35,13 @@ TINY_SHAPE = {
     "num_attention_heads": 4,
 }
 # Fields of a metrics record that differ between two identical runs.
-TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
+TIMING_FIELDS = {
+    "tokens_per_second",
+    "mfu",
+    "memory_bytes",
+    "sampled_tokens_per_second",
+    "sampling_share",
+}
 
 
 def truncate_tokenizer(tokenizer: Tokenizer, vocab_size: int = 512) -> Tokenizer:

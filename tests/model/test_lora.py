@@ -22,6 +22,7 @@ from model.lora import (
     adapter_tensors,
     attach_adapter,
     seed_dropout,
+    without_adapter,
 )
 from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.tokenizer.base import Tokenizer
@@ -375,3 +376,22 @@ def test_adapter_keeps_the_bias_of_its_layer() -> None:
     x = torch.randn(3, 6, generator=generator)
     adapted = LoraLinear(linear, LoraOptions(rank=2), generator)
     torch.testing.assert_close(adapted(x), linear(x))
+
+
+def test_without_adapter_the_base_computes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Prevents a reference with half an adapter, and one that stays off after an error."""
+    base = save_random_base(tmp_path / "base", tokenizer)
+    model, _ = weights.load_checkpoint(base, CPU)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model(ids)
+        attach_adapter(model, Adapter(LoraOptions(targets=ALL_TARGETS), base, ""), seed=0)
+        for module in model.modules():
+            if isinstance(module, LoraLinear):
+                module.lora_B.weight.fill_(0.1)
+        adapted = model(ids)
+        assert not torch.allclose(adapted, expected, atol=0.1)
+        with pytest.raises(RuntimeError), without_adapter(model):
+            torch.testing.assert_close(model(ids), expected)
+            raise RuntimeError
+        assert torch.equal(model(ids), adapted)

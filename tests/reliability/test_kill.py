@@ -84,6 +84,23 @@ def test_killed_preferences_are_bit_identical(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_killed_rewards_are_bit_identical(tmp_path: Path) -> None:
+    """Catch half the answers of a round, or those of other weights, after a kill between updates.
+
+    Checkpoints come after steps 4, 5, 8 …, and a round has three steps: 4 and 5 are within one.
+    """
+    scenario = SCENARIOS["rewards"](tmp_path)
+    run_in_test_process(scenario.module, [*scenario.arguments, "--run", str(tmp_path / "whole")])
+    kill_points = [
+        KillPoint("answers", 1, 0.01),
+        KillPoint("step", 6, 0.01),
+        KillPoint("evaluation", 2, 0.02),
+    ]
+    phases = kill_and_compare(scenario, tmp_path / "run", tmp_path / "whole", kill_points)
+    assert "answers" in phases
+
+
+@pytest.mark.slow
 def test_harness_detects_differences(finished: Path, whole: Path) -> None:
     """Catch a comparison that never finds a difference."""
     assert find_differences(finished, whole) == []

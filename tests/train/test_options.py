@@ -16,13 +16,14 @@ from common.options import (
 )
 from common.yaml_files import load_yaml
 from data.prepare.options import PrepareOptions
-from train.options import DpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
+from train.options import DpoOptions, GrpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
 SCHEMAS: dict[str, type[Options]] = {
     "pretrain": PretrainOptions,
     "sft": SftOptions,
     "dpo": DpoOptions,
+    "grpo": GrpoOptions,
 }
 
 
@@ -33,7 +34,7 @@ def test_config_files_parse_with_their_command(config: Path) -> None:
     validate_options(schema, merge_layers(default_values(schema), load_yaml(config, as_text=True)))
 
 
-@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions, PrepareOptions])
+@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions, GrpoOptions, PrepareOptions])
 def test_empty_config_gives_the_defaults_of_the_model(
     schema: type[Options], tmp_path: Path
 ) -> None:
@@ -45,7 +46,7 @@ def test_empty_config_gives_the_defaults_of_the_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions])
+@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions, GrpoOptions])
 def test_config_of_one_line_changes_one_value(schema: type[Options], tmp_path: Path) -> None:
     """Prevent a group of which a YAML sets one value, and the others are not those of `--help`."""
     config = tmp_path / "one.yaml"

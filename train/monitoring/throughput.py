@@ -36,6 +36,8 @@ class ThroughputMonitor:
         self._targets = 0
         self._attention_pairs = 0
         self._seconds = 0.0
+        self._sampled_tokens = 0
+        self._sampling_seconds = 0.0
         self._interval_start = time.perf_counter()
         self._last_metrics: dict[str, float] = {}
         self._seconds_per_step = 0.0
@@ -78,6 +80,11 @@ class ThroughputMonitor:
         self._attention_pairs += num_attention_pairs
         self._last_metrics = metrics
 
+    def record_sampling(self, tokens: int, seconds: float) -> None:
+        """Add the tokens that the model wrote for the batches of a step, and the time it took."""
+        self._sampled_tokens += tokens
+        self._sampling_seconds += seconds
+
     def record_stop_check(self) -> None:
         """Record that the stop request is checked now."""
         now = time.perf_counter()
@@ -114,8 +121,10 @@ class ThroughputMonitor:
 
         These are the further metrics of the last step, `tokens_per_second` (without padding), `mfu`
         (model FLOPs utilization: fraction of the measured matmul rate of all ranks) and
-        `memory_bytes` (peak). If the steps were faster than that rate, it is measured again, and
-        the highest of all measurements counts.
+        `memory_bytes` (peak). If the model wrote answers for the batches, there are also
+        `sampled_tokens_per_second` and `sampling_share`, the share of the time that it took; the
+        other rates are of the rest of the time. If the steps were faster than that rate, it is
+        measured again, and the highest of all measurements counts.
         """
         self._seconds_per_step = self._seconds / self._steps
         body_flops, head_flops = training_flops_per_token(
@@ -123,7 +132,8 @@ class ThroughputMonitor:
         )
         # Positions without a target do not pass through the head.
         total_flops = self._tokens * body_flops + self._targets * head_flops
-        flops_per_second = total_flops / self._seconds
+        training_seconds = self._seconds - self._sampling_seconds
+        flops_per_second = total_flops / training_seconds
         if self._device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self._device)
         else:
@@ -137,15 +147,20 @@ class ThroughputMonitor:
             self.resume()
         metrics = {
             **self._last_metrics,
-            "tokens_per_second": self._tokens / self._seconds,
+            "tokens_per_second": self._tokens / training_seconds,
             "mfu": flops_per_second / self._peak_flops,
             "memory_bytes": memory,
         }
+        if self._sampling_seconds:
+            metrics["sampled_tokens_per_second"] = self._sampled_tokens / self._sampling_seconds
+            metrics["sampling_share"] = self._sampling_seconds / self._seconds
         self._steps = 0
         self._tokens = 0
         self._targets = 0
         self._attention_pairs = 0
         self._seconds = 0.0
+        self._sampled_tokens = 0
+        self._sampling_seconds = 0.0
         return metrics
 
     def estimate_remaining_seconds(self, step: int) -> float:

@@ -36,7 +36,7 @@ class ExampleData:
     def plan(self, folder: Path) -> TrainingPlan:
         """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
-        rows_per_step = options.batch_tokens // options.sequence_length
+        rows_per_step = options.rows_per_step
         row_plan = PackedPlan(
             self.example_sets,
             tuple(mixture_set.weight for mixture_set in self.sets),

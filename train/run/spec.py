@@ -104,7 +104,7 @@ class RunSpec:
     @property
     def rows_per_step(self) -> int:
         """Rows of a step, over all processes."""
-        return self.options.batch_tokens // self.options.sequence_length
+        return self.options.rows_per_step
 
     @property
     def fingerprints(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class RunSpec:
             "base": self.base.fingerprint,
             "model": self.model_config.to_hf(),
             "seed": options.seed,
-            "batch_tokens": options.batch_tokens,
+            **options.step_size,
             "sequence_length": options.sequence_length,
             "optimizer": options.optimizer.model_dump(mode="json"),
             "schedule": options.schedule.model_dump(mode="json"),

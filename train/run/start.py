@@ -33,9 +33,7 @@ def resolve_device_for_training(options: TrainOptions) -> torch.device:
     Raises UserError if the ranks cannot share the rows of a step evenly, or if the device does not
     exist.
     """
-    distributed.check_rows_divisible(
-        options.batch_tokens // options.sequence_length, options.sequence_length
-    )
+    distributed.check_rows_divisible(options.rows_per_step, options.sequence_length)
     return distributed.local_device(resolve_device(options.device))
 
 

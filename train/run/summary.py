@@ -45,7 +45,7 @@ def print_run_summary(
     print(
         f"machine   {compute_plan.device}, {compute_plan.precision}, "
         f"{compute_plan.micro_rows} × {options.sequence_length} tokens at once"
-        f" of {options.batch_tokens:,} a step, loss path {compute_plan.loss_path}"
+        f"{options.describe_step()}, loss path {compute_plan.loss_path}"
         f"{', compiled' if compute_plan.compile else ''}; about {memory / 1e9:.1f} GB of memory"
     )
     if spec.device.type == "cpu" and flops > MAX_CPU_FLOPS:
@@ -63,11 +63,9 @@ def print_run_summary(
 def estimate_run_flops(model: Llama, plan: TrainingPlan) -> float:
     """Return the number of floating point operations of the whole run.
 
-    It is scaled up from the first step of this rank, as if all steps had rows like these.
+    It is scaled up from typical rows, such as those of the first step of this rank.
     """
-    batches = plan.batches
-    # One micro-batch holds all rows of the step.
-    [batch] = batches.micro_batches(step=0, micro_rows=batches.rows_per_step)
+    batch = plan.batches.typical_batch()
     length = effective_row_length(batch.num_tokens, count_attention_pairs(batch))
     body_flops, head_flops = training_flops_per_token(model, length)
     # Positions without a target do not pass through the head, which does most of the work in a

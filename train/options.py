@@ -58,10 +58,12 @@ class ModelOptions(Options):
 class OptimizerOptions(Options):
     """Options of the group `optimizer`: which optimizers train, and their hyperparameters."""
 
-    name: Literal["muon", "adamw"] = Field(
+    name: Literal["muon", "adamw", "adamw8bit", "paged_adamw8bit"] = Field(
         "muon",
         description="muon: Muon trains the hidden matrices, and AdamW the rest "
-        "(embedding, head, norms, adapters); adamw: AdamW trains everything",
+        "(embedding, head, norms, adapters); adamw: AdamW trains everything; adamw8bit: AdamW "
+        "whose moments have 8 bits, except those of embedding and norms; paged_adamw8bit: the same "
+        "in memory that moves to the host when a GPU is full (both: docs/lora.md)",
     )
     lr: float = Field(2e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
@@ -77,14 +79,19 @@ class OptimizerOptions(Options):
         1.0, gt=0, description="gradients with a larger norm are scaled to this one"
     )
 
+    @property
+    def is_8bit(self) -> bool:
+        """Whether the moments are stored in 8 bits, which needs bitsandbytes."""
+        return self.name in ("adamw8bit", "paged_adamw8bit")
+
 
 class ScheduleOptions(Options):
     """Options of the group `schedule`: how the learning rate changes during a run."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
-        description="wsd: warm-up, stable, decay (Hu et al. 2024); cosine "
-        "(Loshchilov & Hutter 2017)",
+        description="wsd: warm-up, stable, decay (Hu et al. 2024), constant after the warm-up with "
+        "a decay of 0; cosine (Loshchilov & Hutter 2017)",
     )
     warmup: float = Field(
         0.02, ge=0, lt=1, description="share of the steps over which the rate rises from zero"
@@ -156,6 +163,11 @@ class TrainOptions(Options):
         description="rows per forward pass, with gradient accumulation over the rows of a step; "
         "auto: the fastest that fits, measured on a GPU",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only the inputs of each layer, and compute it again in the backward "
+        "pass: a fraction of the memory for activations, a third more time, the same gradients",
+    )
     log_every: int = Field(20, gt=0, description="steps between log lines")
     model: ModelOptions = ModelOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -176,6 +188,16 @@ class TrainOptions(Options):
             lines.append(
                 "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed "
                 "1 together"
+            )
+        if self.compile is True and self.gradient_checkpointing:
+            lines.append(
+                "--compile true: not with --gradient_checkpointing, which has not been tried with "
+                "compiled layers"
+            )
+        if self.parallel == "fsdp" and self.optimizer.is_8bit:
+            lines.append(
+                f"--optimizer.name {self.optimizer.name}: its blocks do not fit the shards of "
+                "--parallel fsdp: use --parallel ddp"
             )
         return lines
 

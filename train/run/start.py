@@ -14,6 +14,7 @@ import torch
 from common import run_layout
 from common.errors import UserError, describe_disk_error
 from common.machine import peak_memory_bytes, resolve_device
+from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
@@ -30,9 +31,11 @@ from train.trainer import Trainer
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
     """Return the device of this rank.
 
-    Raises UserError if the ranks cannot share the rows of a step evenly, or if the device does not
-    exist.
+    Raises UserError if the ranks cannot share the rows of a step evenly, if the device does not
+    exist, or if the optimizer needs a package that is not installed.
     """
+    if options.optimizer.is_8bit:
+        require_bitsandbytes(f"--optimizer.name {options.optimizer.name}")
     distributed.check_rows_divisible(
         options.batch_tokens // options.sequence_length, options.sequence_length
     )
@@ -82,6 +85,7 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     weights.set_unused_ids(model, spec.tokenizer)
     # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
+    model.model.gradient_checkpointing = spec.options.gradient_checkpointing
     return model.train()
 
 

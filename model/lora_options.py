@@ -8,6 +8,9 @@ from common.options import CommaSeparated, Options
 
 # Number formats that the frozen base of an adapter can be quantized to.
 Quantization = Literal["nf4"]
+# Which weights an adapter that was trained beside quantized ones is merged into: these, as numbers,
+# or those of the base before they were quantized.
+Merge = Literal["dequantized", "original"]
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -4,7 +4,8 @@ Every block of 64 weights is divided by its largest absolute value and rounded t
 the quantiles of a normal distribution. The largest values are quantized as well, to 8 bits in
 blocks of 256 ("double quantization"): 4.127 bits per weight in all. The arithmetic is that of
 bitsandbytes. Its layers are not used: in evaluation they compute with other roundings than in
-training on some CPUs, and they hold whole weights before they quantize them.
+training on some CPUs, they hold whole weights before they quantize them, and their weights are
+wrong on CPUs with AVX-512 if rows are no multiple of a block (bitsandbytes 0.50.2).
 
 Shapes: D inputs, M outputs.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.bitsandbytes import load_functional
+from model.config import LlamaConfig
 
 # Weights with one scale, and scales with one scale of theirs: the defaults of QLoRA.
 BLOCK_SIZE = 64
@@ -28,7 +30,7 @@ class Nf4Linear(nn.Module):
     `Module.to` with a dtype would round the scales: build it in the right one.
     """
 
-    packed: Tensor  # uint8[M * D / 2, 1], two weights a byte
+    packed: Tensor  # uint8[blocks * BLOCK_SIZE / 2, 1], two weights a byte
     scales: Tensor  # uint8, one per block
     scales_code: Tensor  # fp32[256], what the numbers in `scales` stand for
     scales_scale: Tensor  # fp32, one per block of scales
@@ -39,8 +41,12 @@ class Nf4Linear(nn.Module):
         """Quantize weight[M, D] on its device; the sums are in fp32, whatever its dtype."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
+        flat = weight.detach().float().flatten()
+        # bitsandbytes gets whole blocks as rows, the only shape that all of its kernels read
+        # rightly. Zeros at the end change no scale.
+        flat = F.pad(flat, (0, -len(flat) % BLOCK_SIZE))
         packed, state = load_functional().quantize_4bit(
-            weight.detach().float().contiguous(),
+            flat.view(-1, BLOCK_SIZE),
             blocksize=BLOCK_SIZE,
             compress_statistics=True,
             quant_type="nf4",
@@ -56,6 +62,7 @@ class Nf4Linear(nn.Module):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weight[M, D] in `dtype`."""
         functional = load_functional()
+        num_blocks = len(self.scales)
         scales_state = functional.QuantState(
             absmax=self.scales_scale,
             code=self.scales_code,
@@ -64,7 +71,7 @@ class Nf4Linear(nn.Module):
         )
         state = functional.QuantState(
             absmax=self.scales,
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=torch.Size((num_blocks, BLOCK_SIZE)),
             code=self.code,
             blocksize=BLOCK_SIZE,
             quant_type="nf4",
@@ -72,7 +79,8 @@ class Nf4Linear(nn.Module):
             offset=self.scales_mean,
             state2=scales_state,
         )
-        return functional.dequantize_4bit(self.packed, state)
+        flat = functional.dequantize_4bit(self.packed, state).flatten()
+        return flat[: self.out_features * self.in_features].view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x[..., D] -> [..., M]."""
@@ -96,3 +104,21 @@ class _Nf4Matmul(torch.autograd.Function):
 def round_to_nf4(weight: Tensor) -> Tensor:
     """Return weight[M, D] quantized to NF4 and dequantized, in its dtype."""
     return Nf4Linear(weight).dequantize(weight.dtype)
+
+
+def is_quantizable(name: str) -> bool:
+    """Return whether the parameter of a model is quantized: the matrices of its layers are.
+
+    The head is not: its errors are those of the logits themselves, with no layer after it, and it
+    may be the embedding as well. QLoRA leaves it, too. Nor are the norms, which are small.
+    """
+    return ".layers." in name and name.endswith("_proj.weight")
+
+
+def num_bytes(config: LlamaConfig, other_bytes: int) -> int:
+    """Return the bytes of a model in NF4, whose other weights have `other_bytes` each."""
+    head = config.hidden_size * config.vocab_size
+    num_quantized = config.num_matmul_parameters - head
+    # 4 bits, 8 bits per block, and 32 per block of blocks.
+    bits = 4 + 8 / BLOCK_SIZE + 32 / (BLOCK_SIZE * SCALE_BLOCK_SIZE)
+    return round(bits / 8 * num_quantized) + other_bytes * (config.num_parameters - num_quantized)

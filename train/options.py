@@ -1,14 +1,14 @@
 """Options of pretraining and fine-tuning. Imports neither PyTorch nor NumPy."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from common.options import Options
 from data.mixture import Mixture
 from model.config import PRESETS, READING_HEADS_FIELDS
-from model.lora_options import LoraOptions
+from model.lora_options import LoraOptions, Quantization
 
 ParallelStrategy = Literal["ddp", "fsdp"]
 
@@ -319,6 +319,11 @@ class SftOptions(TrainOptions):
         description="none: train all weights; lora: train small matrices beside the frozen weights "
         "of the base",
     )
+    quantize: Literal["none"] | Quantization = Field(
+        "none",
+        description="nf4: keep the frozen weights below an adapter in 4 bits (QLoRA, "
+        "docs/lora.md): an eighth of the memory, and each step takes longer",
+    )
     lora: LoraOptions = LoraOptions()
     optimizer: SftOptimizerOptions = SftOptimizerOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
@@ -333,4 +338,41 @@ class SftOptions(TrainOptions):
             )
         if self.epochs is None and self.max_steps is None:
             lines.append("no training length: give --epochs or --max_steps")
+        return lines + self._find_adapter_conflicts()
+
+    def _find_adapter_conflicts(self) -> list[str]:
+        """Return a line for each conflict of an adapter or a quantized base with other options."""
+        lines = []
+        if self.adapter == "lora" and self.lora.dtype == "bf16" and not self.optimizer.is_8bit:
+            lines.append(
+                f"--lora.dtype bf16: the moments of --optimizer.name {self.optimizer.name} would "
+                "be bf16, too, in which a decay of 0.999 rounds to nothing: use adamw8bit or "
+                "paged_adamw8bit"
+            )
+        if self.quantize == "none":
+            return lines
+        option = f"--quantize {self.quantize}"
+        if self.adapter == "none":
+            lines.append(f"{option}: weights of 4 bits cannot be trained: add --adapter lora")
+        if self.precision == "fp16":
+            lines.append(
+                f"--precision fp16: training beside 4-bit weights diverges in it too often: leave "
+                f"it out, and {option} computes in bf16 or fp32"
+            )
+        if self.compile is True:
+            lines.append(f"--compile true: not with {option}, which has not been tried")
         return lines
+
+    @property
+    def adapter_fingerprint(self) -> Any:
+        """What the arithmetic of a run depends on of its adapter, as JSON."""
+        if self.adapter == "none":
+            return "none"
+        lora = self.lora.model_dump(mode="json")
+        # Runs of before there was a choice are fp32.
+        if lora["dtype"] == "fp32":
+            del lora["dtype"]
+        fingerprint = {"lora": lora}
+        if self.quantize != "none":
+            fingerprint["quantize"] = self.quantize
+        return fingerprint

@@ -19,6 +19,7 @@ from data.kinds import summaries
 from data.mixture import REPLAY, parse_mixture
 from data.shards import ShardSet
 from evaluate.metrics.rouge_table import find_rouge_case
+from model.bitsandbytes import require_bitsandbytes
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
@@ -120,6 +121,9 @@ def resolve_run(options: SftOptions) -> RunSpec:
     """
     device = resolve_device_for_training(options)
     uses_lora = options.adapter == "lora"
+    quantize = None if options.quantize == "none" else options.quantize
+    if quantize is not None:
+        require_bitsandbytes(f"--quantize {quantize}")
     if distributed.world_size() > 1 and options.parallel == "fsdp" and uses_lora:
         raise UserError(
             "--parallel fsdp: divides weights that train, and an adapter's are few: use --parallel "
@@ -165,8 +169,9 @@ def resolve_run(options: SftOptions) -> RunSpec:
             "template": template.__dict__,
             "epochs": options.epochs,
             "max_steps": options.max_steps,
-            "adapter": {"lora": options.lora.model_dump(mode="json")} if uses_lora else "none",
+            "adapter": options.adapter_fingerprint,
         },
+        quantize=quantize,
     )
 
 

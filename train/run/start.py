@@ -16,8 +16,10 @@ from common.errors import UserError, describe_disk_error
 from common.machine import peak_memory_bytes, resolve_device
 from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import locate, weights
+from model.checkpoint.quantized import load_quantized
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
+from model.precision import DTYPES
 from model.reading_heads import init_reading_heads
 from train import distributed
 from train.autotune import resolve_compute_plan
@@ -97,8 +99,12 @@ def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     assert spec.lora is not None
     base = spec.base.folder if checkpoint is None else locate.resolve_base(checkpoint)
     assert base is not None
-    model, _ = weights.load_checkpoint(base, spec.device)
-    attach_adapter(model, Adapter(spec.lora, base, spec.base.fingerprint), spec.options.seed)
+    if spec.quantize is None:
+        model, _ = weights.load_checkpoint(base, spec.device)
+    else:
+        model = load_quantized(base, spec.device, DTYPES[spec.precision])
+    adapter = Adapter(spec.lora, base, spec.base.fingerprint, spec.quantize)
+    attach_adapter(model, adapter, spec.options.seed)
     if checkpoint is not None:
         weights.load_weights(model, checkpoint)
     return model

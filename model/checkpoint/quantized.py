@@ -7,11 +7,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.errors import InsufficientMemoryError, UserError
+from common.files import read_json
 from model import nf4
-from model.checkpoint import adapters, weights
-from model.checkpoint.locate import CONFIG_FILE, adapter_chain, weights_files
+from model.checkpoint import adapters, locate, weights
+from model.checkpoint.locate import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    adapter_chain,
+    weights_files,
+)
 from model.config import LlamaConfig
 from model.llama import Llama, RotaryEmbedding
+from model.lora import Adapter, LoraOptions, attach_adapter
 
 
 def load_quantized(path: Path, device: torch.device, dtype: torch.dtype) -> Llama:
@@ -59,6 +66,25 @@ def load_quantized(path: Path, device: torch.device, dtype: torch.dtype) -> Llam
             setattr(model.get_submodule(module_name), "weight", frozen)  # noqa: B010
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
+
+
+def load_with_adapter(folder: Path, device: torch.device, dtype: torch.dtype) -> Llama:
+    """Return the model of an adapter that this project trained beside 4-bit weights, as trained.
+
+    The adapter is beside the NF4 weights of its base, not merged, and in fp32; the other weights
+    have `dtype`. Raises UserError as `load_quantized` does.
+    """
+    base = locate.resolve_base(folder)
+    model = load_quantized(base, device, dtype)
+    values = read_json(folder / ADAPTER_CONFIG_FILE)
+    options = LoraOptions(
+        rank=values["r"], alpha=values["lora_alpha"], targets=tuple(values["target_modules"])
+    )
+    quantization = adapters.base_quantization(folder)
+    attach_adapter(model, Adapter(options, base, locate.weights_sha256(base), quantization), seed=0)
+    weights.load_weights(model, folder)
+    weights.apply_adapter_length(model, folder)
     return model.eval()
 
 

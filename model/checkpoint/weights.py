@@ -57,20 +57,26 @@ def state_dict_to_save(model: Llama, dtype: torch.dtype | None = None) -> dict[s
 
 
 def load_checkpoint(
-    path: Path, device: torch.device, *, merge: Merge = "dequantized"
+    path: Path, device: torch.device, *, merge: Merge | None = None
 ) -> tuple[Llama, Tokenizer]:
     """Load the model, in evaluation mode, and the tokenizer of a checkpoint; merge adapters.
 
-    An adapter that was trained beside 4-bit weights is merged into these, dequantized, or into the
-    `original` ones, beside which it computes something else than in training. Raises UserError if
-    files are missing or damaged, or do not fit together.
+    An adapter that was trained beside 4-bit weights is merged into these, dequantized, which is the
+    default, or into the `original` ones, beside which it computes something else than in training.
+    Raises UserError if files are missing or damaged, or do not fit together, or if `merge` is given
+    for a checkpoint without such an adapter.
     """
     folder, *adapter_folders = adapter_chain(path)
+    if merge is not None and not any(map(adapters.base_quantization, adapter_folders)):
+        raise UserError(
+            f"--merge {merge}: {path} has no adapter that was trained beside 4-bit weights: leave "
+            "it out"
+        )
     config, config_values, tokenizer = read_config_and_tokenizer(folder)
     model = load_model(folder, config, device, config_values)
     set_unused_ids(model, tokenizer)
     for adapter in adapter_folders:
-        if adapters.base_quantization(adapter) is not None and merge == "dequantized":
+        if adapters.base_quantization(adapter) is not None and merge != "original":
             _round_to_nf4(model, adapter)
         adapters.merge_adapter(model, adapter)
         apply_adapter_length(model, adapter)

@@ -1,6 +1,7 @@
 """Checkpoints in 4 bits: the weights of their merged form, and the memory that loading takes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from safetensors.torch import load_file, save_file
 from common.errors import InsufficientMemoryError, UserError
 from model import nf4
 from model.checkpoint import locate, weights
-from model.checkpoint.quantized import load_quantized
+from model.checkpoint.quantized import load_quantized, load_with_adapter
 from model.config import LlamaConfig
+from model.interop.gguf.export import export_gguf
+from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter
+from model.lora_options import Merge
 from model.tokenizer.base import Tokenizer
+from tests.helpers.gguf_files import read_gguf_tensors
 
 CPU = torch.device("cpu")
 # Rows of 96 are no multiple of a block of 64.
@@ -108,6 +113,38 @@ def test_merge_has_the_logits_of_training_and_the_original_has_others(
     whole, _ = weights.load_checkpoint(base, CPU)
     assert torch.equal(original.get_parameter(name), whole.get_parameter(name))
     assert not torch.equal(merged.get_parameter(name), whole.get_parameter(name))
+
+
+@pytest.mark.parametrize("merge", ["dequantized", "original"])
+def test_exports_hold_the_merge_that_was_asked_for(
+    merge: Merge, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Catch an export of the other weights, in either format, and a card that does not say."""
+    base = save_base(tmp_path / "base", tokenizer)
+    folder = save_adapter(tmp_path / "adapter", base, seed=1)
+    expected, _ = weights.load_checkpoint(folder, CPU, merge=merge)
+    export_hf(folder, tmp_path / "hf", merge=merge)
+    exported, _ = weights.load_checkpoint(tmp_path / "hf", CPU)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    assert torch.equal(exported.get_parameter(name), expected.get_parameter(name))
+    export_gguf(folder, tmp_path / "model.gguf", dtype="f32", merge=merge)
+    tensor = read_gguf_tensors(tmp_path / "model.gguf")["blk.1.attn_output.weight"]
+    assert torch.equal(torch.from_numpy(tensor.data.copy()), expected.get_parameter(name))
+    with pytest.raises(UserError, match=f"^--merge {merge}: .* has no adapter that was trained"):
+        export_hf(base, tmp_path / "other", merge=merge)
+
+
+def test_trained_model_loads_without_its_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Catch an adapter that is loaded with another rank, scale or length than in training."""
+    base = save_base(tmp_path / "base", tokenizer)
+    folder = save_adapter(tmp_path / "adapter", base, seed=1)
+    model = load_with_adapter(folder, CPU, torch.float32)
+    assert torch.equal(compute_logits(model), compute_logits(load_attached(folder, base)))
+    assert model.trained_context == 64 and model.adapter is not None
+    assert model.adapter.quantize == "nf4"
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="its base"):
+        load_with_adapter(folder, CPU, torch.float32)
 
 
 def test_second_adapter_stands_on_the_first(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -208,12 +245,13 @@ def test_loading_holds_one_whole_tensor_at_a_time(
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(base)],
         cwd=root,
+        # Freed blocks go back to the system at once: what the allocator keeps varies.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,
     )
     needed = nf4.num_bytes(config, 2)
-    # The largest matrix in bf16, in fp32, and in parts of that; the allocator keeps some of it. All
-    # of this is the same for any number of layers.
+    # The largest matrix in bf16, in fp32, and in parts of that, for any number of layers.
     largest = config.hidden_size * config.intermediate_size
-    assert int(done.stdout) < needed + 40 * largest < 0.7 * file_bytes
+    assert int(done.stdout) < needed + 30 * largest < 0.6 * file_bytes

@@ -372,7 +372,7 @@ class SftOptions(TrainOptions):
         # Runs of before there was a choice are fp32.
         if lora["dtype"] == "fp32":
             del lora["dtype"]
-        fingerprint = {"lora": lora}
+        fingerprint: dict[str, Any] = {"lora": lora}
         if self.quantize != "none":
             fingerprint["quantize"] = self.quantize
         return fingerprint

@@ -51,12 +51,12 @@ def load_quantized(path: Path, device: torch.device, dtype: torch.dtype) -> Llam
     for name, file in _locate_tensors(folder, shapes).items():
         weight = _read_tensor(file, name, shapes[name]).to(device)
         module_name = name.removesuffix(".weight")
-        for adapter, quantization in chain:
+        for stored, quantization in chain:
             if quantization is not None and nf4.is_quantizable(name):
                 weight = nf4.round_to_nf4(weight.float())
-            if module_name in adapter.matrices:
+            if module_name in stored.matrices:
                 weight = weight.to(torch.float32, copy=True)
-                adapter.merge(module_name, weight)
+                stored.merge(module_name, weight)
         parent_name, _, child_name = module_name.rpartition(".")
         if nf4.is_quantizable(name):
             setattr(model.get_submodule(parent_name), child_name, nf4.Nf4Linear(weight))
@@ -109,7 +109,7 @@ def _locate_tensors(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, Pa
 
     Raises UserError if one is missing, or if the files have another one.
     """
-    files = {}
+    files: dict[str, Path] = {}
     for file in weights_files(folder):
         with safe_open(file, "pt") as tensors:
             files |= dict.fromkeys(tensors.keys(), file)

@@ -72,6 +72,22 @@ class SftSpeedOptions(RoundOptions):
     only_method: CliSuppress[Literal["packed", "naive"] | None] = None
 
 
+class QloraOptions(RoundOptions):
+    """Options of `python -m bench.qlora`."""
+
+    rounds: int = Field(
+        1, ge=1, description="number of rounds; each contender is measured once in each"
+    )
+    size: Literal["1.1b", "70m"] = Field(
+        "1.1b", description="shape of the random Llama: TinyLlama's, or one that takes seconds"
+    )
+    steps: int = Field(4, ge=2, description="steps of a round; the first is not timed")
+    length: int = Field(512, ge=1, description="tokens of the one row of a step")
+    # Set in a process that measures one contender once, on the files of the parent process.
+    only_contender: CliSuppress[Literal["babyllama", "peft"] | None] = None
+    task_folder: CliSuppress[Path] = Path()
+
+
 class LossOptions(Options):
     """Options of `python -m bench.loss`."""
 

@@ -85,6 +85,24 @@ class PerplexityOptions(MeasureOptions):
     )
 
 
+class MergeOptions(Options):
+    """Options of `python -m evaluate.merge`."""
+
+    checkpoint: Path = Field(
+        description="a run, or one of its steps, whose adapter was trained beside 4-bit weights"
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="number format that the merged weights are rounded to, as exported"
+    )
+    device: Device = Field("auto", description="where to compute; auto: on a GPU if there is one")
+    limit: int | None = Field(
+        None, ge=1, description="measure only this many records at the start of each dev split"
+    )
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures to this file"
+    )
+
+
 class AnswerOptions(MeasureOptions):
     """Options of the commands that let a checkpoint answer."""
 

@@ -173,11 +173,15 @@ class LlamaConfig:
         outside_layers = 3  # embedding, final norm, head
         return per_layer * self.num_hidden_layers + outside_layers - self.tie_word_embeddings
 
-    def check_memory(self, label: str) -> None:
-        """Raise InsufficientMemoryError, beginning with `label`, if the weights do not fit."""
-        # fp32 weights. The rotary table has 4 bytes per position and dimension of a head; 8 also
-        # cover the angles that it is computed from.
-        weight_bytes = 4 * self.num_parameters
+    def check_memory(self, label: str, weight_bytes: int | None = None) -> None:
+        """Raise InsufficientMemoryError, beginning with `label`, if the weights do not fit.
+
+        They are fp32 unless their number of bytes is given.
+        """
+        # The rotary table has 4 bytes per position and dimension of a head; 8 also cover the angles
+        # that it is computed from.
+        if weight_bytes is None:
+            weight_bytes = 4 * self.num_parameters
         rotary_bytes = 8 * self.max_position_embeddings * self.head_dim
         needed = weight_bytes + rotary_bytes
         available = total_memory_bytes()

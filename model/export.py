@@ -8,6 +8,7 @@ from pydantic import Field
 
 from common.errors import run_main
 from common.options import Options, parse_options
+from model.lora_options import Merge
 
 HFDtype = Literal["float32", "float16", "bfloat16"]
 GGUFDtype = Literal["f32", "f16", "q8_0"]
@@ -39,6 +40,12 @@ class ExportOptions(Options):
         None,
         description="hf: split the weights into files of at most this size, such as 200MB "
         "(default 5GB)",
+    )
+    merge: Merge | None = Field(
+        None,
+        description="of an adapter that was trained beside 4-bit weights: dequantized, into the "
+        "weights that it was trained beside (default); original, into those of the base. "
+        "python -m evaluate.merge measures both",
     )
 
     def find_conflicts(self) -> list[str]:
@@ -75,6 +82,7 @@ def _export_hf(options: ExportOptions) -> None:
         options.out,
         dtype=cast("HFDtype", options.dtype or "float32"),
         max_shard_size=options.max_shard_size or "5GB",
+        merge=options.merge,
     )
     files = f"{len(result.weights_files)} weights files"
     if len(result.weights_files) == 1:
@@ -91,7 +99,7 @@ def _export_gguf(options: ExportOptions) -> None:
     from model.interop.gguf.export import export_gguf
 
     dtype = cast("GGUFDtype", options.dtype or "f32")
-    model = export_gguf(options.checkpoint, options.out, dtype=dtype)
+    model = export_gguf(options.checkpoint, options.out, dtype=dtype, merge=options.merge)
     print(
         f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "
         f"{options.out.stat().st_size / 1e6:.1f} MB, {dtype}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model import autograd_ops
 from model.config import LlamaConfig
@@ -206,6 +207,9 @@ class LlamaModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
+        # Whether training keeps only the inputs of each layer, and computes the layer once more for
+        # its backward pass (Chen et al. 2016, arXiv:1604.06174).
+        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -226,7 +230,11 @@ class LlamaModel(nn.Module):
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         cos, sin = self.rotary(positions, x.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache.layer(index) if cache is not None else None)
+            layer_cache = cache.layer(index) if cache is not None else None
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, cos, sin, mask, layer_cache, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, layer_cache)
         return self.norm(x)
 
 

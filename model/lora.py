@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.lora_options import LoraOptions
+from model.lora_options import LoraOptions, Quantization
+from model.nf4 import Nf4Linear
+from model.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Adapter:
     """The checkpoint folder that the base model was loaded from."""
     base_sha256: str
     """The sha256 of the base model's weights."""
+    quantize: Quantization | None = None
+    """How the weights of the base are quantized while the adapter is trained."""
 
 
 class AdaptableModel(Protocol):
@@ -47,12 +51,14 @@ class AdaptableModel(Protocol):
 
 
 class PerRowDropout(nn.Dropout):
-    """Dropout that draws from one random generator per row, once `seed_dropout` has set them.
+    """Dropout that draws each row from a seed of its own, once `seed_dropout` has set them.
 
-    Results then do not depend on the other rows of a batch or on the number of processes.
+    Results then do not depend on the other rows of a batch or on the number of processes. Every
+    forward pass with the same seeds drops the same elements, so that gradient checkpointing, which
+    repeats the pass of a layer, repeats its dropout.
     """
 
-    row_generators: list[torch.Generator] | None = None
+    row_seeds: list[int] | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
@@ -65,53 +71,58 @@ class PerRowDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """In training mode, zero elements of x[B, T, D] with probability p, and scale the rest."""
-        if self.row_generators is None or not self.training:
+        if self.row_seeds is None or not self.training:
             return super().forward(x)
-        return x * self._sample_keep_mask(self.row_generators, x, self.p) / (1 - self.p)
+        return x * self._sample_keep_mask(self.row_seeds, x, self.p) / (1 - self.p)
 
 
 # Cached, so that all layers share one wrapped function: each new one would be compiled again.
 _exclude_from_compile = functools.cache(torch.compiler.disable)
 
 
-def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
-    """Return which elements of x[B, T, D] to keep, bool[B, T, D]; row i uses generators[i]."""
+def _sample_keep_mask(seeds: list[int], x: Tensor, p: float) -> Tensor:
+    """Return which elements of x[B, T, D] to keep, bool[B, T, D]; row i is drawn from seeds[i]."""
+    generator = torch.Generator(x.device)
     samples = [
-        torch.rand(row.shape, generator=generator, device=x.device)
-        for generator, row in zip(generators, x, strict=True)
+        torch.rand(row.shape, generator=generator.manual_seed(seed), device=x.device)
+        for seed, row in zip(seeds, x, strict=True)
     ]
     return torch.stack(samples) >= p
 
 
-class LoraLinear(nn.Linear):
-    """A linear layer with an adapter, around the weight and bias of the layer that it replaces."""
+class LoraLinear(nn.Module):
+    """A linear layer with an adapter beside it."""
 
-    def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
-        """Take over the parameters of `linear`, and initialize A by drawing from `generator`."""
-        # On the meta device no memory is allocated for the weights, which are replaced below.
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = linear.weight
-        self.bias = linear.bias
+    def __init__(
+        self, base: nn.Linear | Nf4Linear, options: LoraOptions, generator: torch.Generator
+    ) -> None:
+        """Put an adapter beside `base`, and initialize A by drawing from `generator`."""
+        super().__init__()
+        self.base = base
         self.scale = options.alpha / options.rank
         self.dropout = PerRowDropout(options.dropout)
-        device = linear.weight.device
-        self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
-        self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
+        device = base.packed.device if isinstance(base, Nf4Linear) else base.weight.device
+        dtype = DTYPES[options.dtype]
+        # On the meta device no memory is allocated for the weights, which are replaced below.
+        self.lora_A = nn.Linear(base.in_features, options.rank, bias=False, device="meta")
+        self.lora_B = nn.Linear(options.rank, base.out_features, bias=False, device="meta")
         # PEFT's initialization. A is Kaiming-uniform with a = sqrt(5), which is uniform between
         # -1 / sqrt(in_features) and 1 / sqrt(in_features). B is zero, so that training begins with
         # the outputs of the base model. Drawn on the CPU, so that a seed gives equal weights on
         # every device.
-        bound = 1 / math.sqrt(self.in_features)
-        weight_a = torch.empty(options.rank, self.in_features)
+        bound = 1 / math.sqrt(base.in_features)
+        weight_a = torch.empty(options.rank, base.in_features)
         weight_a.uniform_(-bound, bound, generator=generator)
-        weight_b = torch.zeros(self.out_features, options.rank, device=device)
-        self.lora_A.weight = nn.Parameter(weight_a.to(device))
+        weight_b = torch.zeros(base.out_features, options.rank, device=device, dtype=dtype)
+        self.lora_A.weight = nn.Parameter(weight_a.to(device, dtype))
         self.lora_B.weight = nn.Parameter(weight_b)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x[..., in_features] -> [..., out_features]."""
-        low_rank = self.lora_A(self.dropout(x))
-        return F.linear(x, self.weight, self.bias) + self.lora_B(low_rank) * self.scale
+        # The activations decide what is computed in: beside a quantized base they are bf16, and
+        # the matrices may be fp32.
+        low_rank = F.linear(self.dropout(x), self.lora_A.weight.to(x.dtype)) * self.scale
+        return self.base(x) + F.linear(low_rank, self.lora_B.weight.to(x.dtype))
 
 
 def attach_adapter(model: AdaptableModel, adapter: Adapter, seed: int) -> None:
@@ -124,7 +135,7 @@ def attach_adapter(model: AdaptableModel, adapter: Adapter, seed: int) -> None:
     # Lists, because the modules are replaced during the iteration.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if name in adapter.options.targets and isinstance(child, nn.Linear):
+            if name in adapter.options.targets and isinstance(child, nn.Linear | Nf4Linear):
                 lora_linear = LoraLinear(child, adapter.options, generator)
                 # A new module is in training mode, whatever the mode of the model.
                 setattr(parent, name, lora_linear.train(child.training))
@@ -141,11 +152,10 @@ def seed_dropout(model: nn.Module, seeds: list[int]) -> None:
     ]
     if not dropouts:
         return
-    device = next(model.parameters()).device
-    # One generator per row for all layers: each layer continues where the one before it stopped.
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    for dropout in dropouts:
-        dropout.row_generators = generators
+    for index, dropout in enumerate(dropouts):
+        # The seeds of a row's layers follow those of the row before it. The remainder fits the
+        # signed 64-bit seed of `torch.Generator`.
+        dropout.row_seeds = [(seed * len(dropouts) + index) % 2**63 for seed in seeds]
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

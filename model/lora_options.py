@@ -6,6 +6,11 @@ from pydantic import Field, field_validator
 
 from common.options import CommaSeparated, Options
 
+# Number formats that the frozen base of an adapter can be quantized to.
+Quantization = Literal["nf4"]
+# Which weights an adapter that was trained beside quantized ones is merged into: these, as numbers,
+# or those of the base before they were quantized.
+Merge = Literal["dequantized", "original"]
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -20,6 +25,12 @@ class LoraOptions(Options):
     targets: Annotated[tuple[LoraTarget, ...], CommaSeparated] = Field(
         ("q_proj", "v_proj"),
         description="matrices of every layer that get an adapter, separated by commas",
+    )
+
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="number format of the two matrices and of their gradients; bf16 needs an 8-bit "
+        "optimizer",
     )
 
     @field_validator("targets")

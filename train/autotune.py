@@ -76,6 +76,8 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
     """Return the stored plan if it is for this kind of device and these options, else a new one."""
     options = spec.options
     device = spec.device
+    # Neither checkpointed layers nor 4-bit weights have been tried with the compiler.
+    is_plain = not options.gradient_checkpointing and spec.quantize is None
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     # A stored plan is used only with the options that it was chosen for. The keys below, "asked"
     # and "choices" are those of the file in the run directory.
@@ -84,6 +86,8 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
         "compile": options.compile,
         "micro_batch": options.micro_batch,
     }
+    if options.gradient_checkpointing:
+        request["gradient_checkpointing"] = True
     # A file of an earlier version may lack some fields of the plan.
     stored = run.load_compute_plan()
     field_names = ComputePlan.__dataclass_fields__.keys()
@@ -95,8 +99,8 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
     compute_plan = autotune(
         model,
         device,
-        precision=options.precision,
-        compile=options.compile,
+        precision=spec.precision,
+        compile=options.compile if is_plain else False,
         micro_batch=options.micro_batch,
         rows_per_step=rows_per_rank,
         length=options.sequence_length,
@@ -148,8 +152,8 @@ def can_compile(model: Llama) -> bool:
     supports. The check compiles the forward and backward pass of one feed-forward block.
     """
     block = cast(TransformerBlock, model.model.layers[0]).mlp
-    weight = block.gate_proj.weight
-    x = torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)
+    device = model.lm_head.weight.device
+    x = torch.ones(2, model.config.hidden_size, device=device, requires_grad=True)
     try:
         torch.compile(block)(x).sum().backward()
     except Exception as error:  # each part of the tool chain raises its own type

@@ -72,11 +72,10 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
         # Padded with empty strings, so that a key with fewer than three parts is an unknown one.
         optimizer_name, parameter_name, field = [*key.split("/"), "", ""][:3]
         parameter = parameters.get(parameter_name)
-        # Moments have the shape of their parameter; the step count of AdamW is a scalar.
         if (
             optimizer_name not in optimizers
             or parameter is None
-            or tensor.shape not in (parameter.shape, torch.Size([]))
+            or not optimizers[optimizer_name].fits_state(parameter, field, tensor)
         ):
             raise UserError(
                 f"{folder / OPTIMIZER_FILE} holds {key}, which this run's optimizer does not have"

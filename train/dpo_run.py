@@ -110,9 +110,10 @@ def resolve_run(options: DpoOptions) -> RunSpec:
             "template": template.__dict__,
             "epochs": options.epochs,
             "max_steps": options.max_steps,
-            "adapter": {"lora": options.lora.model_dump(mode="json")} if uses_lora else "none",
+            "adapter": options.adapter_fingerprint,
             "dpo": loss.model_dump(mode="json"),
         },
+        quantize=options.quantization,
     )
 
 

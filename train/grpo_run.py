@@ -148,7 +148,9 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
         )
     kinds = [find_evaluation(mixture_set.shards.kind) for mixture_set in sets]
     scorer = AnswerScorer(tokenizer, template, kinds, terms)
-    precision = resolve_precision(device, options.precision)
+    precision = resolve_precision(
+        device, options.precision, is_quantized=options.quantization is not None
+    )
     reference = ReferenceModel()
     dev_sets = _build_dev_sets(options, sets, tokenizer, template)
     # What the answers depend on, and their scores.
@@ -188,9 +190,10 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
             "template": template.__dict__,
             "epochs": options.epochs,
             "max_steps": options.max_steps,
-            "adapter": {"lora": options.lora.model_dump(mode="json")} if uses_lora else "none",
+            "adapter": options.adapter_fingerprint,
             "grpo": group_fingerprint,
         },
+        quantize=options.quantization,
     )
 
 

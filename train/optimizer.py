@@ -1,4 +1,4 @@
-"""The optimizers: Muon for hidden matrices, AdamW for the other parameters."""
+"""The optimizers: Muon for hidden matrices, AdamW for the other parameters, AdamW in 8 bits."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from model.bitsandbytes import load_functional
 from train.distributed import full_tensor, shard_like
 from train.options import OptimizerOptions
 
@@ -18,6 +19,11 @@ ADAMW_EPSILON = 1e-8
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ_EPSILON = 1e-7
+# As in bitsandbytes: numbers of a moment that share a scale, the smallest number of elements whose
+# moments are quantized, and the smallest whose moments are paged.
+MOMENT_BLOCK_SIZE = 256
+MIN_8BIT_ELEMENTS = 4096
+MIN_PAGED_ELEMENTS = 100_000
 
 
 class Optimizer(ABC):
@@ -47,6 +53,11 @@ class Optimizer(ABC):
     @abstractmethod
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Update parameters of one group by their gradients."""
+
+    def fits_state(self, parameter: Tensor, field: str, tensor: Tensor) -> bool:
+        """Return whether a tensor of a checkpoint can be the field of a parameter's state."""
+        # Moments have the shape of their parameter; the step count of AdamW is a scalar.
+        return tensor.shape in (parameter.shape, torch.Size([]))
 
 
 class AdamW(Optimizer):
@@ -81,6 +92,117 @@ class AdamW(Optimizer):
             weight_decay=group["weight_decay"],
             eps=ADAMW_EPSILON,
         )
+
+
+class AdamW8bit(Optimizer):
+    """AdamW with moments of 8 bits (Dettmers et al. 2022, arXiv:2110.02861), by bitsandbytes.
+
+    Groups are those of AdamW; parameters may be fp32 or bf16. The state of a parameter is a step
+    count, and for each moment uint8 numbers and the fp32 scales of their blocks. The moments of
+    small parameters stay in fp32.
+    """
+
+    def __init__(self, param_groups: list[dict[str, Any]], *, is_paged: bool) -> None:
+        """See `Optimizer`; if `is_paged`, moments on a GPU move to the host when it is full."""
+        super().__init__(param_groups)
+        self._is_paged = is_paged
+        self._functional = load_functional()
+        # The 256 numbers that uint8 stands for, by device: of the first moment, which has a sign,
+        # and of the second.
+        self._codes: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def fits_state(self, parameter: Tensor, field: str, tensor: Tensor) -> bool:
+        """See `Optimizer.fits_state`."""
+        if field.startswith("absmax"):
+            return tensor.shape == (_num_blocks(parameter),)
+        return super().fits_state(parameter, field, tensor)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state |= self._initial_state(parameter)
+            for name in ("state1", "state2"):
+                state[name] = self._to_paged(state[name], parameter.device)
+            # A checkpoint puts it on the GPU; the CPU reads it.
+            state["step"] = state["step"].cpu() + 1
+            self._update_parameter(parameter, state, group)
+        if self._is_paged and parameters[0].device.type == "cuda":
+            # The GPU writes paged memory asynchronously, and a checkpoint is read by the CPU.
+            torch.cuda.synchronize(parameters[0].device)
+
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter before its first update."""
+        device = parameter.device
+        is_quantized = parameter.numel() >= MIN_8BIT_ELEMENTS
+        dtype = torch.uint8 if is_quantized else torch.float32
+        state = {"step": torch.zeros((), dtype=torch.int64)}
+        for moment in ("1", "2"):
+            state[f"state{moment}"] = torch.zeros_like(parameter, dtype=dtype)
+            if is_quantized:
+                state[f"absmax{moment}"] = torch.zeros(_num_blocks(parameter), device=device)
+        return state
+
+    def _to_paged(self, moment: Tensor, device: torch.device) -> Tensor:
+        """Return a moment in paged memory, on its way to the GPU, or else as it is."""
+        is_large = moment.numel() >= MIN_PAGED_ELEMENTS
+        if not (self._is_paged and is_large and device.type == "cuda"):
+            return moment
+        # A new moment, or one of a checkpoint, is in ordinary memory.
+        if not getattr(moment, "is_paged", False):
+            paged = self._functional.get_paged(*moment.shape, dtype=moment.dtype, device=device)
+            paged.copy_(moment)
+            moment = paged
+        self._functional.prefetch_tensor(moment)
+        return moment
+
+    def _update_parameter(
+        self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        """Update one parameter and its state."""
+        beta1, beta2 = group["betas"]
+        arguments: dict[str, Any] = {
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": ADAMW_EPSILON,
+            "step": int(state["step"]),
+            "lr": group["lr"],
+            "state2": state["state2"],
+            "weight_decay": group["weight_decay"],
+        }
+        gradient = cast(Tensor, parameter.grad).contiguous()
+        if state["state1"].dtype == torch.float32:
+            self._functional.optimizer_update_32bit(
+                "adam", gradient, parameter, state["state1"], **arguments
+            )
+            return
+        signed_code, unsigned_code = self._find_codes(parameter.device)
+        self._functional.optimizer_update_8bit_blockwise(
+            "adam",
+            gradient,
+            parameter,
+            state["state1"],
+            beta3=0.0,
+            alpha=0.0,
+            qmap1=signed_code,
+            qmap2=unsigned_code,
+            absmax1=state["absmax1"],
+            absmax2=state["absmax2"],
+            **arguments,
+        )
+
+    def _find_codes(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the numbers that uint8 stands for in the first and the second moment."""
+        if device not in self._codes:
+            signed = self._functional.create_dynamic_map(signed=True)
+            unsigned = self._functional.create_dynamic_map(signed=False)
+            self._codes[device] = signed.to(device), unsigned.to(device)
+        return self._codes[device]
+
+
+def _num_blocks(parameter: Tensor) -> int:
+    """Return the number of scales of an 8-bit moment."""
+    return math.ceil(parameter.numel() / MOMENT_BLOCK_SIZE)
 
 
 class Muon(Optimizer):
@@ -166,13 +288,16 @@ class FixedWeights:
 
 
 def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, Optimizer]:
-    """Return the optimizers of the trainable parameters by name: "adamw" and, if used, "muon".
+    """Return the optimizers of the trainable parameters by name.
 
-    AdamW updates the embedding, the head and the norms. It also updates the two low-rank matrices
-    of a LoRA adapter, as in the LoRA paper: Muon was not measured on them here.
+    They are "adamw" and, if used, "muon" or "adamw8bit". AdamW updates the embedding, the head and
+    the norms. It also updates the two low-rank matrices of a LoRA adapter, as in the LoRA paper:
+    Muon was not measured on them here. AdamW in 8 bits updates all matrices but the embedding,
+    whose rows have gradients of very different sizes in one block (Dettmers et al. 2022).
     """
     muon_matrices = []
     adamw_matrices = []
+    matrices_8bit = []
     vectors = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -183,6 +308,8 @@ def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, O
             vectors.append(parameter)
         elif is_hidden and options.name == "muon":
             muon_matrices.append(parameter)
+        elif options.is_8bit and "embed_tokens" not in name:
+            matrices_8bit.append(parameter)
         else:
             adamw_matrices.append(parameter)
     adamw_hyperparameters = {"lr": options.lr, "betas": (options.beta1, options.beta2)}
@@ -208,4 +335,12 @@ def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, O
             "weight_decay": options.weight_decay,
         }
         optimizers["muon"] = Muon([muon_group])
+    if matrices_8bit:
+        group_8bit = {
+            "params": matrices_8bit,
+            "weight_decay": options.weight_decay,
+            **adamw_hyperparameters,
+        }
+        is_paged = options.name == "paged_adamw8bit"
+        optimizers["adamw8bit"] = AdamW8bit([group_8bit], is_paged=is_paged)
     return optimizers

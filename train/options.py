@@ -9,9 +9,10 @@ from common.options import Options
 from data.mixture import Mixture
 from evaluate.rewards.options import REWARD_DESCRIPTIONS, Rewards
 from model.config import PRESETS, READING_HEADS_FIELDS
-from model.lora_options import LoraOptions
+from model.lora_options import LoraOptions, Quantization
 
 ParallelStrategy = Literal["ddp", "fsdp"]
+OptimizerName = Literal["muon", "adamw", "adamw8bit", "paged_adamw8bit"]
 
 
 class ModelOptions(Options):
@@ -59,10 +60,12 @@ class ModelOptions(Options):
 class OptimizerOptions(Options):
     """Options of the group `optimizer`: which optimizers train, and their hyperparameters."""
 
-    name: Literal["muon", "adamw"] = Field(
+    name: OptimizerName = Field(
         "muon",
         description="muon: Muon trains the hidden matrices, and AdamW the rest "
-        "(embedding, head, norms, adapters); adamw: AdamW trains everything",
+        "(embedding, head, norms, adapters); adamw: AdamW trains everything; adamw8bit: AdamW "
+        "whose moments have 8 bits, except those of embedding and norms; paged_adamw8bit: the same "
+        "in memory that moves to the host when a GPU is full (both: docs/lora.md)",
     )
     lr: float = Field(2e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
@@ -78,14 +81,19 @@ class OptimizerOptions(Options):
         1.0, gt=0, description="gradients with a larger norm are scaled to this one"
     )
 
+    @property
+    def is_8bit(self) -> bool:
+        """Whether the moments are stored in 8 bits, which needs bitsandbytes."""
+        return self.name in ("adamw8bit", "paged_adamw8bit")
+
 
 class ScheduleOptions(Options):
     """Options of the group `schedule`: how the learning rate changes during a run."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
-        description="wsd: warm-up, stable, decay (Hu et al. 2024); cosine "
-        "(Loshchilov & Hutter 2017)",
+        description="wsd: warm-up, stable, decay (Hu et al. 2024), constant after the warm-up with "
+        "a decay of 0; cosine (Loshchilov & Hutter 2017)",
     )
     warmup: float = Field(
         0.02, ge=0, lt=1, description="share of the steps over which the rate rises from zero"
@@ -154,6 +162,11 @@ class TrainOptions(Options):
         description="rows per forward pass, with gradient accumulation over the rows of a step; "
         "auto: the fastest that fits, measured on a GPU",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only the inputs of each layer, and compute it again in the backward "
+        "pass: a fraction of the memory for activations, a third more time, the same gradients",
+    )
     log_every: int = Field(20, gt=0, description="steps between log lines")
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
@@ -173,6 +186,11 @@ class TrainOptions(Options):
         """Return how much a step trains on, for the summary."""
         raise NotImplementedError
 
+    @property
+    def bitsandbytes_option(self) -> str | None:
+        """Return the option that needs bitsandbytes, with its value, or None."""
+        return f"--optimizer.name {self.optimizer.name}" if self.optimizer.is_8bit else None
+
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
@@ -180,6 +198,16 @@ class TrainOptions(Options):
             lines.append(
                 "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed "
                 "1 together"
+            )
+        if self.compile is True and self.gradient_checkpointing:
+            lines.append(
+                "--compile true: not with --gradient_checkpointing, which has not been tried with "
+                "compiled layers"
+            )
+        if self.parallel == "fsdp" and self.optimizer.is_8bit:
+            lines.append(
+                f"--optimizer.name {self.optimizer.name}: its blocks do not fit the shards of "
+                "--parallel fsdp: use --parallel ddp"
             )
         return lines
 
@@ -312,6 +340,11 @@ class FineTuneOptions(TrainOptions):
         description="none: train all weights; lora: train small matrices beside the frozen weights "
         "of the base",
     )
+    quantize: Literal["none"] | Quantization = Field(
+        "none",
+        description="nf4: keep the frozen weights below an adapter in 4 bits (QLoRA, "
+        "docs/lora.md): an eighth of the memory, and each step takes longer",
+    )
     lora: LoraOptions = LoraOptions()
 
     def find_conflicts(self) -> list[str]:
@@ -319,7 +352,56 @@ class FineTuneOptions(TrainOptions):
         lines = super().find_conflicts()
         if self.epochs is None and self.max_steps is None:
             lines.append("no training length: give --epochs or --max_steps")
+        return lines + self._find_adapter_conflicts()
+
+    def _find_adapter_conflicts(self) -> list[str]:
+        """Return a line for each conflict of an adapter or a quantized base with other options."""
+        lines = []
+        if self.adapter == "lora" and self.lora.dtype == "bf16" and not self.optimizer.is_8bit:
+            lines.append(
+                f"--lora.dtype bf16: the moments of --optimizer.name {self.optimizer.name} would "
+                "be bf16, too, in which a decay of 0.999 rounds to nothing: use adamw8bit or "
+                "paged_adamw8bit"
+            )
+        if self.quantize == "none":
+            return lines
+        option = f"--quantize {self.quantize}"
+        if self.adapter == "none":
+            lines.append(f"{option}: weights of 4 bits cannot be trained: add --adapter lora")
+        if self.precision == "fp16":
+            lines.append(
+                f"--precision fp16: training beside 4-bit weights diverges in it too often: leave "
+                f"it out, and {option} computes in bf16 or fp32"
+            )
+        if self.compile is True:
+            lines.append(f"--compile true: not with {option}, which has not been tried")
         return lines
+
+    @property
+    def adapter_fingerprint(self) -> Any:
+        """What the arithmetic of a run depends on of its adapter, as JSON."""
+        if self.adapter == "none":
+            return "none"
+        lora = self.lora.model_dump(mode="json")
+        # Runs of before there was a choice are fp32.
+        if lora["dtype"] == "fp32":
+            del lora["dtype"]
+        fingerprint: dict[str, Any] = {"lora": lora}
+        if self.quantize != "none":
+            fingerprint["quantize"] = self.quantize
+        return fingerprint
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Return the format of the frozen weights below an adapter, None for full precision."""
+        return None if self.quantize == "none" else self.quantize
+
+    @property
+    def bitsandbytes_option(self) -> str | None:
+        """See `TrainOptions`."""
+        if self.quantize != "none":
+            return f"--quantize {self.quantize}"
+        return super().bitsandbytes_option
 
 
 class SftOptions(FineTuneOptions, TokenBatchOptions):
@@ -416,10 +498,10 @@ class DpoLossOptions(PairLossOptions):
 class DpoOptimizerOptions(OptimizerOptions):
     """The group `optimizer` of learning from preferences."""
 
-    name: Literal["muon", "adamw"] = Field(
+    name: OptimizerName = Field(
         "adamw",
         description="adamw: AdamW trains everything; muon: Muon trains the hidden matrices, and "
-        "AdamW the rest",
+        "AdamW the rest; adamw8bit, paged_adamw8bit: AdamW with moments of 8 bits (docs/lora.md)",
     )
     lr: AutoRate = Field(  # type: ignore[assignment]
         "auto", description="peak learning rate of AdamW; auto: by the size of the model"

@@ -92,8 +92,9 @@ def resolve_run(options: SftOptions) -> RunSpec:
             "template": template.__dict__,
             "epochs": options.epochs,
             "max_steps": options.max_steps,
-            "adapter": {"lora": options.lora.model_dump(mode="json")} if uses_lora else "none",
+            "adapter": options.adapter_fingerprint,
         },
+        quantize=options.quantization,
     )
 
 

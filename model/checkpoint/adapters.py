@@ -2,16 +2,17 @@
 
     adapter_config.json         rank, alpha, targets: PEFT's `LoraConfig`
     adapter_model.safetensors   the two matrices of every target, under PEFT's names
-    base.json                   not PEFT's: the folder of the base model, and the sha256 of its
-                                weights
+    base.json                   not PEFT's: the folder of the base model, the sha256 of its weights,
+                                and how they were quantized in training, if they were
 
 A folder that PEFT wrote has no base.json; its base is `base_model_name_or_path`, unverified.
 """
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from common.files import read_json, write_json
 from model.checkpoint.locate import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, BASE_FILE
 from model.llama import Llama
 from model.lora import adapter_tensors
+from model.lora_options import Quantization
 
 PEFT_PREFIX = "base_model.model."
 _TENSOR_NAME_REGEX = re.compile(
@@ -71,6 +73,8 @@ def save_adapter(model: Llama, folder: Path) -> None:
         "relative": os.path.relpath(base, folder.resolve()),
         "sha256": adapter.base_sha256,
     }
+    if adapter.quantize is not None:
+        base_info["quantize"] = adapter.quantize
     write_json(folder / BASE_FILE, base_info)
 
 
@@ -91,30 +95,69 @@ def load_adapter(model: Llama, folder: Path) -> None:
             tensor.copy_(file_tensors[PEFT_PREFIX + name])
 
 
-@torch.no_grad()
-def merge_adapter(model: Llama, folder: Path) -> None:
-    """Add alpha / rank · B A of the adapter in a folder to the weights of a model, in place.
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter in memory, to be merged into the weights of a model."""
 
-    The folder may be written by this project or by PEFT; no adapter may be attached to the model.
-    Raises UserError if it is not plain LoRA, is damaged, or does not fit the model.
+    file: Path
+    config: dict[str, Any]
+    """The contents of `adapter_config.json`."""
+    matrices: dict[str, dict[str, Tensor]]
+    """The matrices of each module, by `lora_A` and `lora_B`."""
+
+    @torch.no_grad()
+    def merge(self, module: str, weight: Tensor) -> None:
+        """Add alpha / rank · B A of a module to its weight, in place, if the module has them.
+
+        Raises UserError if they do not fit.
+        """
+        if module in self.matrices:
+            label = f"{self.file}: {module}"
+            _merge_matrices(weight, dict(self.matrices[module]), self.config, label)
+
+
+def read_adapter(model: Llama, folder: Path) -> StoredAdapter:
+    """Return the adapter in a folder, for a model to which none is attached.
+
+    The folder may be written by this project or by PEFT. Raises UserError if it is not plain LoRA,
+    is damaged, or has matrices for other modules than the model's.
     """
     adapter_config = read_json(folder / ADAPTER_CONFIG_FILE)
     _check_lora_config(adapter_config, folder / ADAPTER_CONFIG_FILE)
     file = folder / ADAPTER_WEIGHTS_FILE
-    linears = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if model.config.tie_word_embeddings:
         # Merging into a tied head would change the embedding, too.
-        del linears["lm_head"]
+        linears.remove("lm_head")
     matrices_by_module: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _read_tensors(folder).items():
         match = _TENSOR_NAME_REGEX.fullmatch(key)
         if match is None or match["module"] not in linears:
             raise UserError(f"{file}: {key} is not a LoRA matrix of a projection of this model")
         matrices_by_module.setdefault(match["module"], {})[match["part"]] = tensor
-    for name, matrices in matrices_by_module.items():
-        _merge_matrices(linears[name].weight, matrices, adapter_config, f"{file}: {name}")
+    return StoredAdapter(file, adapter_config, matrices_by_module)
+
+
+def merge_adapter(model: Llama, folder: Path) -> None:
+    """Add alpha / rank · B A of the adapter in a folder to the weights of a model, in place.
+
+    See `read_adapter`.
+    """
+    adapter = read_adapter(model, folder)
+    for name in adapter.matrices:
+        adapter.merge(name, model.get_parameter(f"{name}.weight"))
+
+
+def base_quantization(folder: Path) -> Quantization | None:
+    """Return how the base of the adapter in a folder was quantized in training, if it was."""
+    values = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
+    quantization = values.get("quantize")
+    if quantization not in (None, *get_args(Quantization)):
+        raise UserError(
+            f"{folder / BASE_FILE}: quantize is {str(quantization)[:40]!r}; this version knows "
+            f"{', '.join(get_args(Quantization))}"
+        )
+    return quantization
 
 
 def _merge_matrices(

@@ -9,10 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.files import MANIFEST, read_json, write_json
+from model import nf4
+from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import adapters
 from model.checkpoint.locate import CONFIG_FILE, WEIGHTS_FILE, adapter_chain, weights_files
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.lora_options import Merge
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
@@ -53,12 +56,47 @@ def state_dict_to_save(model: Llama, dtype: torch.dtype | None = None) -> dict[s
     return state
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
+def load_checkpoint(
+    path: Path, device: torch.device, *, merge: Merge | None = None
+) -> tuple[Llama, Tokenizer]:
     """Load the model, in evaluation mode, and the tokenizer of a checkpoint; merge adapters.
 
-    Raises UserError if files are missing or damaged, or do not fit together.
+    An adapter that was trained beside 4-bit weights is merged into these, dequantized, which is the
+    default, or into the `original` ones, beside which it computes something else than in training.
+    Raises UserError if files are missing or damaged, or do not fit together, or if `merge` is given
+    for a checkpoint without such an adapter.
     """
     folder, *adapter_folders = adapter_chain(path)
+    if merge is not None and not any(map(adapters.base_quantization, adapter_folders)):
+        raise UserError(
+            f"--merge {merge}: {path} has no adapter that was trained beside 4-bit weights: leave "
+            "it out"
+        )
+    config, config_values, tokenizer = read_config_and_tokenizer(folder)
+    model = load_model(folder, config, device, config_values)
+    set_unused_ids(model, tokenizer)
+    for adapter in adapter_folders:
+        if adapters.base_quantization(adapter) is not None and merge != "original":
+            _round_to_nf4(model, adapter)
+        adapters.merge_adapter(model, adapter)
+        apply_adapter_length(model, adapter)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _round_to_nf4(model: Llama, adapter: Path) -> None:
+    """Round the weights that were 4-bit ones when `adapter` was trained, in place."""
+    require_bitsandbytes(f"{adapter}: was trained beside 4-bit weights, and to have them again")
+    for name, parameter in model.named_parameters():
+        if nf4.is_quantizable(name):
+            parameter.copy_(nf4.round_to_nf4(parameter))
+
+
+def read_config_and_tokenizer(folder: Path) -> tuple[LlamaConfig, dict[str, Any], Tokenizer]:
+    """Return the config of a checkpoint folder, the contents of its file, and the tokenizer.
+
+    Raises UserError if they do not fit together.
+    """
     # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
     if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
         raise UserError(
@@ -73,14 +111,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids and the model "
             f"{config.vocab_size}: they do not belong together"
         )
-    model = load_model(folder, config, device, config_values)
-    set_unused_ids(model, tokenizer)
-    for adapter in adapter_folders:
-        adapters.merge_adapter(model, adapter)
-        # An adapter may have been trained on shorter rows than its base.
-        if (adapter / CONFIG_FILE).is_file():
-            _apply_trained_length(model, read_json(adapter / CONFIG_FILE))
-    return model, tokenizer
+    return config, config_values, tokenizer
 
 
 def load_model(
@@ -97,11 +128,12 @@ def load_model(
     Tensors whose names end with `ignore_suffix` are skipped. Raises UserError if the weights do not
     fit, are not finite or need more memory than the machine has.
     """
-    _check_weights(folder, config)
+    config.check_memory(str(folder / CONFIG_FILE))
+    check_tensor_count(folder, config)
     # Parameters are allocated on `device` at once, not on the CPU first.
     with device:
         model = Llama(config)
-    _apply_trained_length(model, config_values)
+    apply_trained_length(model, config_values)
     load_weights(model, folder, ignore_suffix=ignore_suffix)
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -117,7 +149,13 @@ def set_unused_ids(model: Llama, tokenizer: Tokenizer) -> None:
     model.unused_ids = tuple(token_id for token_id in ids if token_id not in stop_ids)
 
 
-def _apply_trained_length(model: Llama, config_values: Any) -> None:
+def apply_adapter_length(model: Llama, adapter: Path) -> None:
+    """Lower a model's `trained_context` if its adapter was trained on shorter rows."""
+    if (adapter / CONFIG_FILE).is_file():
+        apply_trained_length(model, read_json(adapter / CONFIG_FILE))
+
+
+def apply_trained_length(model: Llama, config_values: Any) -> None:
     """Lower a model's `trained_context` to the trained length in its `config.json`, if any."""
     trained_length = None
     if isinstance(config_values, dict):
@@ -126,13 +164,12 @@ def _apply_trained_length(model: Llama, config_values: Any) -> None:
         model.trained_context = trained_length
 
 
-def _check_weights(folder: Path, config: LlamaConfig) -> None:
-    """Raise UserError if the model does not fit the memory or has more tensors than the files.
+def check_tensor_count(folder: Path, config: LlamaConfig) -> None:
+    """Raise UserError if the model has more tensors than the files.
 
     This runs before the model is built, because an untrusted config.json can ask for any number of
     layers.
     """
-    config.check_memory(str(folder / CONFIG_FILE))
     num_tensors = 0
     for path in weights_files(folder):
         try:

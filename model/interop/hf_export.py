@@ -16,6 +16,7 @@ from model.config import LlamaConfig
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.interop.model_card import build_model_card
 from model.interop.output_path import check_replaceable
+from model.lora_options import Merge
 from model.tokenizer import hf_json
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
@@ -45,16 +46,22 @@ class ExportResult:
 
 
 def export_hf(
-    checkpoint: Path, out: Path, *, dtype: Dtype = "float32", max_shard_size: str = "5GB"
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "float32",
+    max_shard_size: str = "5GB",
+    merge: Merge | None = None,
 ) -> ExportResult:
     """Write the checkpoint that `checkpoint` resolves to into the folder `out`, atomically.
 
-    `max_shard_size`, such as 200MB, is the maximum size of a weights file. Raises UserError if
-    `out` exists and is not an earlier export, or if weights are too large for `dtype`.
+    `max_shard_size`, such as 200MB, is the maximum size of a weights file; `merge` is that of
+    `weights.load_checkpoint`. Raises UserError if `out` exists and is not an earlier export, or if
+    weights are too large for `dtype`.
     """
     check_replaceable(out, expected="an earlier export", is_earlier_export=_is_empty_or_export)
     checkpoint_folder = locate.resolve_checkpoint(checkpoint)
-    model, tokenizer = weights.load_checkpoint(checkpoint_folder, torch.device("cpu"))
+    model, tokenizer = weights.load_checkpoint(checkpoint_folder, torch.device("cpu"), merge=merge)
     tensors = weights.state_dict_to_save(model, DTYPES[dtype])
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -89,6 +96,7 @@ def export_hf(
             dtype,
             is_conversational=is_conversational,
             is_imported=isinstance(tokenizer, ImportedTokenizer),
+            merge=merge,
         )
         write_atomic(folder / "README.md", card)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())

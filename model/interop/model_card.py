@@ -12,6 +12,7 @@ from common.metrics_file import UNSCORED_KINDS, read_metrics
 from common.yaml_files import load_yaml
 from model.checkpoint import locate
 from model.llama import Llama
+from model.lora_options import Merge
 
 # Figures further down in a results file, such as those of single families of rules, are left out.
 MAX_SCORE_DEPTH = 2
@@ -25,11 +26,13 @@ def build_model_card(
     *,
     is_conversational: bool,
     is_imported: bool,
+    merge: Merge | None,
 ) -> str:
     """Return the README.md of an export as Markdown with YAML front matter.
 
     If `checkpoint` belongs to a run, it includes the settings of training and the scores of that
-    step. `name` is the title, `dtype` the number format of the exported weights.
+    step. `name` is the title, `dtype` the number format of the exported weights, `merge` that of
+    `weights.load_checkpoint`.
     """
     front_matter = {
         "language": ["zh"],
@@ -46,7 +49,7 @@ def build_model_card(
     step = locate.read_step(checkpoint)
     if step is not None:
         run = checkpoint.resolve().parent.parent
-        sections.append("## Training\n\n" + _markdown_table(_training_rows(run, step)))
+        sections.append("## Training\n\n" + _markdown_table(_training_rows(run, step, merge)))
         if scores := _score_rows(run, step):
             sections.append(f"## Scores at step {step:,}\n\n" + _markdown_table(scores))
     text = "\n\n".join(sections) + "\n"
@@ -85,7 +88,7 @@ def _usage_section(is_conversational: bool, is_imported: bool) -> str:
     )
 
 
-def _training_rows(run: Path, step: int) -> dict[str, Any]:
+def _training_rows(run: Path, step: int, merge: Merge | None) -> dict[str, Any]:
     """Return the rows of the table of training; values that the run does not record are None."""
     run_info = read_json(run / run_layout.RUN_FILE)
     run_info = flatten(run_info) if isinstance(run_info, dict) else {}
@@ -108,11 +111,16 @@ def _training_rows(run: Path, step: int) -> dict[str, Any]:
         "tokens": format_value(tokens[-1]) if tokens else None,
         "device": run_info.get("made.device"),
         "seed": config.get("seed"),
-        # An adapter is always trained by AdamW, even if the option names another optimizer.
-        "optimizer": "adamw" if is_lora else config.get("optimizer.name"),
+        "optimizer": config.get("optimizer.name"),
     }
     if is_lora:
         rows |= {key: value for key, value in config.items() if key.startswith("lora.")}
+        # Muon trains no adapter: AdamW does, even if the option names the other.
+        if rows["optimizer"] == "muon":
+            rows["optimizer"] = "adamw"
+        if config.get("quantize") == "nf4":
+            merged_into = "the base's own" if merge == "original" else "these, dequantized"
+            rows["trained beside"] = f"nf4 weights; merged into {merged_into}"
     return rows | {
         "commit": run_info.get("made.commit"),
         "torch": run_info.get("made.versions.torch"),

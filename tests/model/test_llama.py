@@ -1,5 +1,6 @@
 """The model against transformers' `LlamaForCausalLM`, and packed rows against single ones."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, seed_dropout
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -170,3 +172,33 @@ def test_same_seed_gives_same_weights() -> None:
         Llama(small_config()).init_weights(seed).lm_head.weight for seed in (1, 1, 2)
     )
     assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(has_adapter: bool) -> None:
+    """Catch layers that are computed again with another mask, other positions or other dropout."""
+    ids = torch.randint(199, (2, 40), generator=torch.Generator().manual_seed(0))
+    # Two texts in a row: the second does not see the first, and its positions begin at 0.
+    text = torch.arange(40) // 25
+    mask = (text[:, None] == text) & torch.ones(40, 40, dtype=torch.bool).tril()
+    positions = torch.arange(40) - 25 * text
+    gradients, num_forward = [], []
+    for is_on in (False, True):
+        model = Llama(small_config()).init_weights(0)
+        if has_adapter:
+            options = LoraOptions(dropout=0.4, targets=("q_proj", "down_proj"))
+            attach_adapter(model, Adapter(options, Path(), ""), seed=1)
+            for tensor in adapter_tensors(model).values():
+                torch.nn.init.normal_(tensor, std=0.1, generator=torch.Generator().manual_seed(2))
+        model.model.gradient_checkpointing = is_on
+        calls: list[int] = []
+        model.model.layers[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        seed_dropout(model, [5, 6])
+        model.train()(ids, ids.roll(-1, 1), positions=positions, mask=mask[None, None]).backward()
+        gradients.append([tensor.grad for tensor in model.parameters() if tensor.requires_grad])
+        num_forward.append(len(calls))
+        model.eval()(ids)
+        assert len(calls) == num_forward[-1] + 1
+    assert num_forward == [1, 2]
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)

@@ -55,6 +55,13 @@ COMMON: dict[str, Any] = {
     "evaluation.every": 4,
     "micro_batch": 2,
 }
+# In fp32, so that the order of sums is the only difference.
+QLORA: dict[str, Any] = {
+    "quantize": "nf4",
+    "precision": "fp32",
+    "gradient_checkpointing": True,
+    "optimizer.name": "adamw8bit",
+}
 COMMAND_OPTIONS: dict[str, dict[str, Any]] = {
     "pretrain": {
         "max_steps": STEPS,
@@ -151,6 +158,7 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokeniz
     run_training("sft", *runs.arguments("sft", "sft"))
     run_training("sft", *runs.adapter_arguments("lora"))
     run_training("dpo", *runs.arguments("dpo", "dpo"))
+    run_training("sft", *runs.adapter_arguments("lora-nf4", **QLORA))
     truncate_run(str(runs.path("tied")), str(runs.path("relay")), 2)
     return runs
 
@@ -171,6 +179,7 @@ def two(one: Runs) -> Runs:
     for strategy in ("ddp", "fsdp"):
         name = f"dpo-{strategy}-2"
         jobs.append(["train", "dpo", *one.arguments("dpo", name, parallel=strategy)])
+    jobs.append(["train", "sft", *one.adapter_arguments("lora-nf4-2", **QLORA)])
     jobs.append(["refuse", *one.adapter_arguments("lora-fsdp", parallel="fsdp")])
     jobs.append(["train", "pretrain", *one.arguments("pretrain", "relay", **TIED)])
     done = one.run_jobs(2, jobs)
@@ -294,6 +303,12 @@ def test_two_processes_match_single_process_lora(two: Runs) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_match_single_process_qlora(two: Runs) -> None:
+    """Catch ranks with other 4-bit weights, and gradients of repeated layers reduced twice."""
+    assert_same_run(two.path("lora-nf4-2"), two.path("lora-nf4"), learns=False)
+
+
+@pytest.mark.slow
 def test_fsdp_lora_is_refused_before_run_is_created(two: Runs) -> None:
     """Catch an error of torch in the middle of a run, and one line per process."""
     output = two.path("out-2").read_text().splitlines()
@@ -350,7 +365,7 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
 @pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
-    for count, num_runs in ((2, 11), (4, 2)):
+    for count, num_runs in ((2, 12), (4, 2)):
         lines = four.path(f"out-{count}").read_text().splitlines()
         assert sum(line.startswith("run ") for line in lines) == num_runs
         assert sum(line.startswith("model ") for line in lines) == num_runs

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common.files import sha256_file
 from common.run_layout import list_steps, step_folder
@@ -104,6 +105,40 @@ def test_killed_lora_run_resumes_bit_identically(
     assert done.returncode == 0 and "continues after step 2" in done.stdout, done.stderr
     expected = checkpoint_bytes(whole, LAST_STEP, ADAPTER_FILE)
     assert checkpoint_bytes(run, LAST_STEP, ADAPTER_FILE) == expected
+
+
+@pytest.mark.slow
+def test_killed_qlora_run_resumes_bit_identically(options: dict[str, Any], tmp_path: Path) -> None:
+    """Catch 4-bit weights, 8-bit moments or dropout of repeated layers that a resume changes."""
+    qlora = {
+        **options,
+        "quantize": "nf4",
+        "precision": "auto",
+        "optimizer.name": "adamw8bit",
+        "gradient_checkpointing": True,
+        "lora.dtype": "bf16",
+        "lora.rank": 64,
+        "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    }
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    output = run_in_test_process("train.sft", to_arguments({"run": whole, **qlora}))
+    assert "the rest is frozen, its layers in NF4" in output
+    process = CommandProcess(
+        "train.sft", *to_arguments({"run": run, **qlora}), fault=PauseAfterStep(3)
+    )
+    process.send_signal_when(signal.SIGKILL, lambda: 2 in list_steps(run))
+    assert process.wait().returncode == -signal.SIGKILL
+    done = tune(run, qlora)
+    assert done.returncode == 0 and "continues after step 2" in done.stdout, done.stderr
+    expected = checkpoint_bytes(whole, LAST_STEP, ADAPTER_FILE)
+    assert checkpoint_bytes(run, LAST_STEP, ADAPTER_FILE) == expected
+    moments = load_file(step_folder(run, LAST_STEP) / "optimizer.safetensors")
+    # The moments of small matrices stay in fp32.
+    dtypes = {tensor.dtype for name, tensor in moments.items() if "/state" in name}
+    assert dtypes == {torch.uint8, torch.float32}
+    # The base in other weights is another run.
+    done = tune(run, {**qlora, "quantize": "none"})
+    assert done.returncode == 2 and "adapter.quantize: nf4 -> None" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The optimizers update as PyTorch's do, and every weight is in exactly one of them."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ from torch import nn
 
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.tokenizer.base import Tokenizer
 from tests.helpers.training import TINY_SHAPE
+from train import checkpoint
 from train.optimizer import (
     AdamW,
+    AdamW8bit,
     FixedWeights,
     Muon,
     Optimizer,
@@ -85,6 +89,72 @@ def test_adamw_equals_that_of_pytorch() -> None:
     fused = functools.partial(torch.optim.AdamW, fused=True)
     for mine, other in zip(*train_beside(AdamW, fused, **options), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_8bit_adamw_equals_that_of_bitsandbytes(dtype: torch.dtype) -> None:
+    """Catch another update than that of bitsandbytes, bit for bit, in all forms of its state."""
+    import bitsandbytes
+
+    generator = torch.Generator().manual_seed(0)
+    # Small; one block that is not full; two blocks.
+    mine = [
+        nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+        for shape in ((5, 7), (67, 63), (64, 128))
+    ]
+    other = [nn.Parameter(matrix.detach().clone()) for matrix in mine]
+    options = {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.2}
+    optimizer = AdamW8bit([{"params": mine, **options}], is_paged=False)
+    reference = bitsandbytes.optim.AdamW8bit(other, **options)
+    for _ in range(5):
+        for matrix, copy in zip(mine, other, strict=True):
+            matrix.grad = torch.randn(matrix.shape, generator=generator).to(dtype)
+            copy.grad = matrix.grad.clone()
+        optimizer.step()
+        reference.step()
+    for matrix, copy in zip(mine, other, strict=True):
+        assert torch.equal(matrix, copy)
+    moments = [optimizer.state[matrix]["state1"].dtype for matrix in mine]
+    assert moments == [torch.float32, torch.uint8, torch.uint8]
+
+
+def test_8bit_state_in_checkpoint_continues_bit_identically(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Catch moments, scales or step counts that a checkpoint does not hold, or rounds."""
+    shape = {**TINY_SHAPE, "intermediate_size": 256, "num_key_value_heads": 4}
+    config = LlamaConfig(tokenizer.vocab_size, **shape)
+    models = [Llama(config).init_weights(0) for _ in range(2)]
+    options = OptimizerOptions(name="paged_adamw8bit")
+    both_optimizers = [build_optimizers(model, options) for model in models]
+    generator = torch.Generator().manual_seed(0)
+
+    def step(index: int, gradients: dict[str, torch.Tensor]) -> None:
+        for name, parameter in models[index].named_parameters():
+            parameter.grad = gradients[name].clone()
+        for optimizer in both_optimizers[index].values():
+            optimizer.step()
+
+    shapes = {name: parameter.shape for name, parameter in models[0].named_parameters()}
+    all_gradients = [
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for _ in range(4)
+    ]
+    for gradients in all_gradients[:2]:
+        step(0, gradients)
+    checkpoint.save(tmp_path, 2, 4, models[0], both_optimizers[0], {}, tokenizer, None)
+    models[1].load_state_dict(models[0].state_dict())
+    folder = tmp_path / "checkpoints" / "step-00000002"
+    checkpoint.restore(folder, models[1], both_optimizers[1])
+    for gradients in all_gradients[2:]:
+        step(0, gradients)
+        step(1, gradients)
+    for mine, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert both_optimizers[0].keys() == {"adamw", "adamw8bit"}
+    in_32_bits = both_optimizers[0]["adamw"].state.keys()
+    assert models[0].model.embed_tokens.weight in in_32_bits
+    assert models[0].lm_head.weight not in in_32_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

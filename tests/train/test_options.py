@@ -16,6 +16,9 @@ from common.options import (
 )
 from common.yaml_files import load_yaml
 from data.prepare.options import PrepareOptions
+from model.config import LlamaConfig
+from model.nf4 import num_bytes
+from train.lr_schedule import get_lr_multiplier
 from train.options import DpoOptions, GrpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -24,6 +27,19 @@ SCHEMAS: dict[str, type[Options]] = {
     "sft": SftOptions,
     "dpo": DpoOptions,
     "grpo": GrpoOptions,
+    "qlora": SftOptions,
+}
+
+LLAMA_33B: dict[str, Any] = {
+    "hidden_size": 6656,
+    "intermediate_size": 17920,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 52,
+    "num_key_value_heads": 52,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "reading_heads": False,
 }
 
 
@@ -75,6 +91,26 @@ def test_invalid_option_errors_suggest_valid_values(values: dict[str, Any], advi
     """Prevent a run that fails an hour later, or that trains something else."""
     with pytest.raises(UserError, match=advice):
         validate_options(PretrainOptions, values)
+
+
+def test_qlora_config_is_the_recipe_of_anima() -> None:
+    """Prevent a default that replaces a number of the recipe, and a schedule that decays."""
+    (config,) = (path for path in CONFIGS if path.stem == "qlora-33b")
+    arguments = ["--config", str(config), "--base", "runs/guanaco-33b"]
+    options = parse_options(
+        SftOptions, arguments, name="train.sft", description="", has_config_file=True
+    )
+    lora, optimizer = options.lora, options.optimizer
+    assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (64, 16, 0, 7)
+    assert (options.adapter, options.quantize, options.max_steps) == ("lora", "nf4", 10_000)
+    assert options.batch_tokens == 16 * options.sequence_length == 16 * (512 + 512)
+    assert (optimizer.lr, optimizer.clip, optimizer.weight_decay) == (1e-4, 0.3, 0)
+    multipliers = [get_lr_multiplier(options.schedule, step, 10_000) for step in range(10_000)]
+    assert multipliers[0] < 0.01 and multipliers[300:] == [1.0] * 9_700
+    config_33b = LlamaConfig(32_000, **{**LLAMA_33B, **options.model.preset_overrides()})
+    assert config_33b == LlamaConfig(32_000, **LLAMA_33B)
+    # Of 24 GB, the weights take this much.
+    assert num_bytes(config_33b, other_bytes=2) == pytest.approx(17.41e9, rel=0.01)
 
 
 def test_an_adapter_needs_a_base() -> None:

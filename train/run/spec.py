@@ -16,6 +16,8 @@ from model.chat_template.template import Template
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import LoraOptions
+from model.lora_options import Quantization
+from model.precision import Precision, resolve_precision
 from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import MetricsLog, SelectionMetric
 from train.objective import Objective
@@ -100,6 +102,14 @@ class RunSpec:
     objective: Objective[Any]  # of the batches that `data` plans
     evaluator: Evaluator
     command_fingerprints: dict[str, Any]  # the fingerprints that only this command has
+    quantize: Quantization | None = None  # of the frozen weights below an adapter
+
+    @property
+    def precision(self) -> Precision:
+        """The number format to compute in."""
+        return resolve_precision(
+            self.device, self.options.precision, is_quantized=self.quantize is not None
+        )
 
     @property
     def rows_per_step(self) -> int:

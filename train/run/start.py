@@ -14,9 +14,12 @@ import torch
 from common import run_layout
 from common.errors import UserError, describe_disk_error
 from common.machine import peak_memory_bytes, resolve_device
+from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import locate, weights
+from model.checkpoint.quantized import load_quantized
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
+from model.precision import DTYPES
 from model.reading_heads import init_reading_heads
 from train import distributed
 from train.autotune import resolve_compute_plan
@@ -30,9 +33,11 @@ from train.trainer import Trainer
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
     """Return the device of this rank.
 
-    Raises UserError if the ranks cannot share the rows of a step evenly, or if the device does not
-    exist.
+    Raises UserError if the ranks cannot share the rows of a step evenly, if the device does not
+    exist, or if an option needs a package that is not installed.
     """
+    if (option := options.bitsandbytes_option) is not None:
+        require_bitsandbytes(option)
     distributed.check_rows_divisible(options.rows_per_step, options.sequence_length)
     return distributed.local_device(resolve_device(options.device))
 
@@ -87,6 +92,7 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     weights.set_unused_ids(model, spec.tokenizer)
     # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
+    model.model.gradient_checkpointing = spec.options.gradient_checkpointing
     return model.train()
 
 
@@ -110,8 +116,12 @@ def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     assert spec.lora is not None
     base = spec.base.folder if checkpoint is None else locate.resolve_base(checkpoint)
     assert base is not None
-    model, _ = weights.load_checkpoint(base, spec.device)
-    attach_adapter(model, Adapter(spec.lora, base, spec.base.fingerprint), spec.options.seed)
+    if spec.quantize is None:
+        model, _ = weights.load_checkpoint(base, spec.device)
+    else:
+        model = load_quantized(base, spec.device, DTYPES[spec.precision])
+    adapter = Adapter(spec.lora, base, spec.base.fingerprint, spec.quantize)
+    attach_adapter(model, adapter, spec.options.seed)
     if checkpoint is not None:
         weights.load_weights(model, checkpoint)
     return model

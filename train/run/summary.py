@@ -88,6 +88,7 @@ def _print_model(spec: RunSpec, model: Llama) -> None:
             f"adapter   LoRA of rank {spec.lora.rank} (alpha {spec.lora.alpha:g}, dropout "
             f"{spec.lora.dropout:g}) on {', '.join(spec.lora.targets)}: "
             f"{count_trainable_parameters(model):,} parameters train, the rest is frozen"
+            f"{', its layers in NF4' if spec.quantize == 'nf4' else ''}"
         )
 
 

@@ -30,6 +30,7 @@ from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_mod
 from model.interop.gguf.vocab import GGUFVocabulary, build_native_vocabulary, write_vocabulary
 from model.interop.output_path import check_replaceable
 from model.llama import Llama, inverse_frequencies
+from model.lora_options import Merge
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
@@ -39,13 +40,16 @@ _Q8_0_BLOCK = 32  # numbers that share one scale
 _MAGIC = b"GGUF"
 
 
-def export_gguf(checkpoint: Path, out: Path, *, dtype: GGUFType) -> Llama:
+def export_gguf(
+    checkpoint: Path, out: Path, *, dtype: GGUFType, merge: Merge | None = None
+) -> Llama:
     """Write the checkpoint that `checkpoint` resolves to as `out` and `NAME.Modelfile`.
 
-    Returns the exported model. Raises UserError as `write_gguf` does.
+    `merge` is that of `weights.load_checkpoint`. Returns the exported model. Raises UserError as
+    `write_gguf` does.
     """
     folder = locate.resolve_checkpoint(checkpoint)
-    model, tokenizer = weights.load_checkpoint(folder, torch.device("cpu"))
+    model, tokenizer = weights.load_checkpoint(folder, torch.device("cpu"), merge=merge)
     template = load_template(folder)
     jinja_template = export_jinja_template(template, tokenizer, folder)
     write_gguf(model, tokenizer, jinja_template, out, dtype=dtype, name=out.stem, template=template)

@@ -219,6 +219,25 @@ def test_imported_chat_template_is_used(
 
 
 @pytest.mark.slow
+def test_alpaca_template_renders_the_prompt_of_anima(
+    byte_level: Any, root: Path, tmp_path: Path
+) -> None:
+    """Prevents a QLoRA of the recipe in configs/ with another prompt than the recipe's."""
+    template_source = (root / "configs" / "alpaca.jinja").read_text()
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), template_source)
+    _, tokenizer, note = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert note == "its own chat template"
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
+    # The entry prompt_no_input of ALPACA_PROMPT_DICT in Anima's training/qlora.py.
+    expected = (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\n把这句话译成英文\n\n### Response: "
+    )
+    prompt = template.encode_prompt(tokenizer, [], "把这句话译成英文")
+    assert prompt[0] == tokenizer.bos_id and tokenizer.decode(prompt[1:]) == expected
+
+
+@pytest.mark.slow
 def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path: Path) -> None:
     """Prevents generation past <|end_of_text|>, and documents that end like answers."""
     from transformers import AutoConfig, GenerationConfig

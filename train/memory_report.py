@@ -32,6 +32,8 @@ START_BYTES = 24 << 20
 GIB = 1 << 30
 CARD_GIB = (6, 8, 12, 16, 24, 40, 80)
 MAX_ROWS = 1 << 16
+# Changes that save less than this share of the peak are not worth a line.
+MIN_SAVING = 0.01
 # The mark of what training does not have yet, so that no measurement confirms the arithmetic.
 UNMEASURED = "arithmetic, not measured"
 
@@ -187,7 +189,7 @@ def find_savings(workload: Workload, process_bytes: int) -> list[tuple[str, int]
     savings = []
     for change, changed in _propose_changes(workload):
         saved = peak - plan_memory(changed, process_bytes).peak_bytes
-        if saved > 0:
+        if saved > MIN_SAVING * peak:
             savings.append((change, saved))
     return savings
 
@@ -277,9 +279,13 @@ def _print_workload(options: MemoryOptions, workload: Workload) -> None:
             f"adapter   LoRA of rank {workload.lora.rank} on {', '.join(workload.lora.targets)}: "
             f"{count_adapter_parameters(workload):,} parameters in {workload.adapter_dtype}"
         )
-    details: list[str] = [workload.device, workload.precision, workload.optimizer]
+    # Muon trains no adapters.
+    is_adamw = workload.lora is not None and workload.optimizer == "muon"
+    optimizer = "adamw" if is_adamw else workload.optimizer
+    details: list[str] = [workload.device, workload.precision, optimizer]
     details.append(f"{workload.micro_rows} × {tokens:,} tokens at once")
-    details.append(f"{workload.micro_batches} micro-batches a step")
+    if workload.micro_batches > 1:
+        details.append(f"{workload.micro_batches} micro-batches a step")
     details.append(f"loss path {workload.loss_path}")
     details += ["packed"] * workload.is_packed + ["compiled"] * workload.is_compiled
     details += ["gradient checkpointing"] * workload.checkpointing

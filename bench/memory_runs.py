@@ -139,6 +139,7 @@ CONFIGURATIONS = (
     Configuration("babyllama-218m", 65_000, 512, 1, 1, optimizer="adamw"),
     Configuration("babyllama-218m", 8192, 256, 1, 1, lora=LoraOptions(rank=16, targets=SEVEN)),
     Configuration("babyllama-218m", 65_000, 256, 1, 1, precision="bf16"),
+    Configuration("babyllama-92m", 8192, 256, 2, 1, precision="bf16"),
 )
 
 

@@ -39,8 +39,11 @@ HEAP_WASTE = 0.4
 HEAP_WASTE_16_BIT = 0.65
 HEAP_WASTE_ADAPTER = 0.62
 HEAP_WASTE_SEVERAL_MICRO_BATCHES = 0.85
-# The same for the gradients of the blocks, up to a share of the activations whose holes they enter.
+# The same for the gradients of the blocks, which under autocast are narrow first, up to a share of
+# the activations whose holes they enter.
 HEAP_WASTE_GRADIENTS = 0.8
+MAX_HEAP_WASTE_GRADIENTS = 0.4
+MAX_HEAP_WASTE_GRADIENTS_16_BIT = 0.9
 # The same for what the forward pass of an adapter frees at once. An evaluation finds it returned.
 HEAP_WASTE_ADAPTER_OUTPUTS = 0.75
 # Positions that an evaluation scores together.
@@ -198,7 +201,11 @@ def _heap_bytes(phase: Iterable[Tensors]) -> float:
 
 def _heap_waste(workload: Workload) -> float:
     """Return the bytes of glibc's heap that hold nothing after a step."""
-    share = HEAP_WASTE if workload.compute_bytes == 4 else HEAP_WASTE_16_BIT
+    share, largest = HEAP_WASTE, MAX_HEAP_WASTE_GRADIENTS
+    narrow = 0
+    if workload.compute_bytes < 4:
+        share, largest = HEAP_WASTE_16_BIT, MAX_HEAP_WASTE_GRADIENTS_16_BIT
+        narrow = workload.compute_bytes
     if workload.lora is not None:
         share = HEAP_WASTE_ADAPTER
     if workload.micro_batches > 1:
@@ -206,8 +213,9 @@ def _heap_waste(workload: Workload) -> float:
     activations = _heap_bytes(_activations(workload))
     waste = share * activations
     if workload.lora is None:
-        gradients = 4 * workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
-        waste += min(HEAP_WASTE_GRADIENTS * gradients, HEAP_WASTE * activations)
+        weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
+        gradients = (4 + narrow) * weights
+        waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
     return waste
 
 

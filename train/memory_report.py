@@ -270,6 +270,8 @@ def _measured_rate(run: Path) -> float:
 def _print_workload(options: MemoryOptions, workload: Workload) -> None:
     config, tokens = workload.config, workload.length
     name = options.base if isinstance(options.base, Path) else options.model.preset
+    if not isinstance(options.base, Path) and options.model.preset_overrides():
+        name = "a shape of your own"
     print(
         f"model     {name}: {config.num_parameters / 1e6:,.1f}M parameters, vocabulary "
         f"{config.vocab_size:,}{', linear layers in NF4' if workload.quantization == 'nf4' else ''}"

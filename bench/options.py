@@ -100,3 +100,22 @@ class LossOptions(Options):
     rounds: int = Field(3, ge=1, description="number of rounds; each path is measured once in each")
     # Set in a process that measures one loss path once.
     path: CliSuppress[Literal["full", "chunked", "torch"] | None] = None
+
+
+class MemoryOptions(Options):
+    """Options of `python -m bench.memory`."""
+
+    only: Annotated[tuple[int, ...], CommaSeparated] = Field(
+        (), description="numbers of configurations, separated by commas (default: all)"
+    )
+    peaks: Path | None = Field(
+        None,
+        description="a file that --json wrote: compare the plan with the peaks in it, and measure "
+        "nothing",
+    )
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures to this file"
+    )
+    # Set in a process that measures one configuration, on the base that the parent process wrote.
+    measured: CliSuppress[int | None] = None
+    base: CliSuppress[Path | None] = None

@@ -148,6 +148,7 @@ def parse_options(
     name: str,
     description: str,
     has_config_file: bool = False,
+    ignores_unknown_keys: bool = False,
     find_recorded_options: Callable[[dict[str, Any]], Path | None] | None = None,
 ) -> T:
     """Return the validated options of a command.
@@ -158,6 +159,8 @@ def parse_options(
         name: the module that `python -m` runs.
         description: the text at the top of the help.
         has_config_file: whether the command has `--config FILE`.
+        ignores_unknown_keys: whether that file may hold the options of another command, of which
+            only those of `schema` are read.
         find_recorded_options: called with the merged values; returns the YAML file of the options
             of the run that they resume, or None if they do not resume a run.
 
@@ -172,6 +175,8 @@ def parse_options(
     try:
         config_file = command_line.config_file
         config_values = load_yaml(config_file, as_text=True) if config_file else {}
+        if ignores_unknown_keys:
+            config_values = _select_known_keys(schema, config_values)
         defaults = default_values(schema)
         values = merge_layers(defaults, config_values, typed_values)
         # The other layers name the run to resume, so its options can be merged only now.
@@ -210,6 +215,20 @@ def default_values(schema: type[Options]) -> dict[str, Any]:
     """Return the defaults of a schema as a nested dict, without its required options."""
     # model_construct does not validate, so the values of required options may be missing.
     return schema.model_construct().model_dump(mode="json", by_alias=True, warnings=False)
+
+
+def _select_known_keys(schema: type[Options], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a nested dict that are options of a schema, or groups of them."""
+    selected = {}
+    for name, field in schema.model_fields.items():
+        key, group = field.alias or name, field.annotation
+        if key not in values:
+            continue
+        value = values[key]
+        if isinstance(value, dict) and isinstance(group, type) and issubclass(group, Options):
+            value = _select_known_keys(group, value)
+        selected[key] = value
+    return selected
 
 
 def merge_layers(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -282,9 +282,16 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     hidden[N, D], weight[V, D], targets[N]. Logits are computed a chunk at a time.
     """
     chunk_size = loss_chunk_size(hidden.device)
+    weight = weight.to(hidden.dtype)
+    # All chunks use the same buffers: glibc's heap would grow with every chunk (docs/memory.md).
+    shape = min(chunk_size, len(hidden)), len(weight)
+    logits_buffer = hidden.new_empty(shape)
+    log_probabilities_buffer = hidden.new_empty(shape, dtype=torch.float32)
     losses, is_correct = [], []
     for x, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
-        logits = (x @ weight.to(x.dtype).T).float()
-        losses.append(F.cross_entropy(logits, target, reduction="none"))
+        logits = torch.mm(x, weight.T, out=logits_buffer[: len(x)])
+        log_probabilities = log_probabilities_buffer[: len(x)]
+        torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=log_probabilities)
+        losses.append(-log_probabilities.gather(1, target.unsqueeze(1)).squeeze(1))
         is_correct.append(logits.argmax(-1) == target)
     return torch.cat(losses), torch.cat(is_correct)

@@ -9,7 +9,9 @@ from bench.gpu.steps import TrainingStep
 from common.machine import peak_memory_bytes
 from model.llama import Llama
 from train.autotune import autotune
-from train.monitoring.memory_estimate import estimate_process_bytes
+from train.monitoring.memory_plan import plan_memory
+from train.monitoring.run_memory import describe_run
+from train.options import TrainOptions
 
 # Plan and measurement may differ by this factor: the plan does not know the fusions of a compiler.
 MAX_MEMORY_RATIO = 2.0
@@ -37,7 +39,11 @@ def micro_batch(context: Context, memory_gb: str) -> None:
         rows_per_step=rows,
         length=length,
     )
-    planned_bytes = estimate_process_bytes(model, compute_plan, length)
+    options = TrainOptions(sequence_length=length, batch_tokens=rows * length)
+    workload = describe_run(
+        model, compute_plan, options, micro_batches=rows // compute_plan.micro_rows
+    )
+    planned_bytes = plan_memory(workload).tensor_bytes
     mode = "compiled" if compute_plan.compile else "eager"
     report.figure("fastest micro-batch", float(compute_plan.micro_rows), f"rows of {length}")
     report.figure("chosen", f"{compute_plan.precision}, {compute_plan.loss_path} loss, {mode}")

@@ -251,6 +251,20 @@ def test_recorded_options_lie_between_defaults_and_config(tmp_path: Path) -> Non
     assert parse(find_recorded_options=recorded) == Job()
 
 
+def test_file_of_another_command_gives_the_options_that_both_have(tmp_path: Path) -> None:
+    """Prevents a planner that refuses the file of a run, or overlooks a wrong value in it."""
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 4\nother: 3\noptimizer: {lr: 0.5, momentum: 0.9}\n")
+    with pytest.raises(UserError, match="--other: unknown option"):
+        parse("--config", str(file))
+    options = parse("--config", str(file), "--mode", "on", ignores_unknown_keys=True)
+    assert (options.seed, options.mode) == (4, "on")
+    assert (options.optimizer.lr, options.optimizer.name) == (0.5, "muon")
+    file.write_text("seed: 5\nother: 3\n")
+    with pytest.raises(UserError, match="--seed: expected an even number"):
+        parse("--config", str(file), ignores_unknown_keys=True)
+
+
 def test_all_wrong_options_are_reported_together(tmp_path: Path) -> None:
     """Prevents a user from fixing one option only to be told of the next."""
     lines = parse_errors(

@@ -24,8 +24,7 @@ from model.tokenizer.base import Tokenizer
 from tests.fault_injection.child import run_in_test_process
 from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
 from tests.helpers.training import checkpoint_bytes, to_arguments
-from train.autotune import ComputePlan, count_trainable_parameters
-from train.monitoring.memory_estimate import estimate_training_bytes
+from train.autotune import count_trainable_parameters
 from train.monitoring.throughput import training_flops_per_token
 from train.optimizer import OptimizerOptions, build_optimizers
 
@@ -197,16 +196,14 @@ def test_changed_adapter_or_missing_base_is_refused(
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_only_adapter_parameters_are_optimized_and_counted(is_tied: bool) -> None:
-    """Catch Muon on the thin matrices, and memory or FLOPs of weights that do not train."""
+    """Catch Muon on the thin matrices, and FLOPs of weights that do not train."""
     config = LlamaConfig(vocab_size=99, **{**SHAPE, "tie_word_embeddings": is_tied})
     model = Llama(config).init_weights(0)
-    plan = ComputePlan("cpu", "fp32", False, 2, "chunked")
     head_weights = config.vocab_size * config.hidden_size
     head_flops = 6 * head_weights
     assert count_trainable_parameters(model) == config.num_parameters
     body_flops = config.flops_per_token(64) - head_flops
     assert training_flops_per_token(model, 64) == (body_flops, head_flops)
-    full_bytes = estimate_training_bytes(model, plan, 64)
 
     attach_adapter(model, Adapter(LoraOptions(targets=("q_proj", "down_proj")), Path(), ""), seed=0)
     adapter = adapter_tensors(model)
@@ -218,8 +215,6 @@ def test_only_adapter_parameters_are_optimized_and_counted(is_tied: bool) -> Non
         optimized += [id(parameter) for parameter in group["params"]]
     assert optimizers.keys() == {"adamw"}
     assert set(optimized) == {id(tensor) for tensor in adapter.values()}
-    frozen_bytes = 12 * (config.num_parameters - count) + 4 * head_weights
-    assert full_bytes - estimate_training_bytes(model, plan, 64) == frozen_bytes
     frozen = config.num_matmul_parameters - head_weights
     attention_flops = 6 * 2 * 64 * 64
     expected = (4 * frozen + 6 * count + attention_flops, head_flops * 2 / 3)

@@ -3,7 +3,7 @@
 from model.llama import Llama
 from train import distributed
 from train.autotune import ComputePlan, count_trainable_parameters
-from train.monitoring.memory_estimate import estimate_process_bytes
+from train.monitoring.run_memory import plan_run_memory
 from train.monitoring.throughput import (
     count_attention_pairs,
     effective_row_length,
@@ -41,7 +41,7 @@ def print_run_summary(
         )
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")
-    memory = estimate_process_bytes(model, compute_plan, options.sequence_length)
+    memory = plan_run_memory(model, compute_plan, options, plan.batches).peak_bytes
     print(
         f"machine   {compute_plan.device}, {compute_plan.precision}, "
         f"{compute_plan.micro_rows} × {options.sequence_length} tokens at once"

@@ -1,0 +1,322 @@
+"""Print the memory plan of a run, what fits each card, and what to change first."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.machine import collect_environment, resident_memory_bytes, resolve_device
+from common.metrics_file import read_metrics
+from model.checkpoint.locate import CONFIG_FILE, adapter_chain
+from model.config import LlamaConfig, config_from_preset
+from model.lora_options import LoraOptions
+from model.loss import available_loss_paths
+from model.precision import DTYPES, Precision
+from train.autotune import CPU_MICRO_TOKENS, MAX_MEMORY_FRACTION
+from train.memory_options import MemoryOptions
+from train.monitoring.memory_plan import (
+    MemoryPlan,
+    Workload,
+    count_adapter_parameters,
+    plan_memory,
+)
+from train.monitoring.run_memory import ANSWER_ROWS, LATE_BYTES
+
+# Memory, as measured, that a run takes between its imports and the summary: tokenizer, data, the
+# measurement of the matmul rate.
+START_BYTES = 24 << 20
+GIB = 1 << 30
+CARD_GIB = (6, 8, 12, 16, 24, 40, 80)
+MAX_ROWS = 1 << 16
+# Changes that save less than this share of the peak are not worth a line.
+MIN_SAVING = 0.01
+# The mark of what training does not have yet, so that no measurement confirms the arithmetic.
+UNMEASURED = "arithmetic, not measured"
+
+
+def report_memory(options: MemoryOptions) -> None:
+    """Print the plan of the options, and write the `--json` file.
+
+    Raises UserError if the model cannot be read, or if the run for the rate has none.
+    """
+    workload = build_workload(options)
+    process_bytes = idle_process_bytes() if workload.device == "cpu" else 0
+    plan = plan_memory(workload, process_bytes)
+    largest = {gib: find_largest_rows(workload, gib * GIB, process_bytes) for gib in CARD_GIB}
+    savings = find_savings(workload, process_bytes)
+    hours = _estimate_hours(options)
+    _print_workload(options, workload)
+    _print_phases(plan)
+    _print_largest(workload, largest)
+    _print_savings(savings)
+    if hours is not None:
+        print(f"\n{options.tokens:,} tokens take {hours:,.1f} hours")
+    if options.json_file:
+        write_json(
+            options.json_file,
+            {
+                "made": collect_environment(),
+                "workload": workload.to_json(),
+                "unmeasured": find_unmeasured(workload),
+                "peak_bytes": plan.peak_bytes,
+                "peak_phase": plan.peak_phase,
+                "phases": plan.phases,
+                "largest_micro_batch": largest,
+                "savings": [{"change": change, "bytes": size} for change, size in savings],
+                "hours": hours,
+            },
+        )
+
+
+def idle_process_bytes() -> int:
+    """Return the memory of a process that trains, without the tensors of training.
+
+    The modules that training needs are imported and measured here, because their size depends on
+    the build of PyTorch.
+    """
+    import train.pretrain_run
+    import train.sft_run  # noqa: F401
+
+    return resident_memory_bytes() + START_BYTES + LATE_BYTES
+
+
+def build_workload(options: MemoryOptions) -> Workload:
+    """Return the workload of the options; "auto" is resolved.
+
+    Raises UserError if there is no model with these options.
+    """
+    # Only "auto" looks for a device: one can plan for a GPU elsewhere.
+    device = resolve_device("auto").type if options.device == "auto" else options.device
+    precision: Precision = "bf16" if device == "cuda" else "fp32"
+    if options.precision != "auto":
+        precision = options.precision
+    if options.loss_path not in available_loss_paths(DTYPES[precision]):
+        raise UserError(
+            f"--loss_path {options.loss_path}: does not work in {precision}; use chunked"
+        )
+    rows = max(1, options.batch_tokens // options.sequence_length)
+    micro_rows = 1
+    if options.micro_batch != "auto":
+        micro_rows = options.micro_batch
+    elif device == "cpu":
+        micro_rows = min(rows, max(1, CPU_MICRO_TOKENS // options.sequence_length))
+    workload = Workload(
+        _resolve_config(options),
+        options.sequence_length,
+        micro_rows,
+        is_packed=options.packed,
+        precision=precision,
+        loss_path=options.loss_path,
+        optimizer=options.optimizer.name,
+        lora=options.lora if options.adapter == "lora" else None,
+        adapter_dtype=options.adapter_dtype,
+        quantization=options.quantize,
+        checkpointing=options.gradient_checkpointing,
+        answer_rows=ANSWER_ROWS if options.packed else 1,
+        has_base=isinstance(options.base, Path) or options.adapter == "lora",
+        device="cuda" if device == "cuda" else "cpu",
+        is_compiled=device == "cuda" if options.compile == "auto" else options.compile,
+    )
+    return _with_rows(workload, micro_rows, step_rows=rows, target_share=options.target_share)
+
+
+def _resolve_config(options: MemoryOptions) -> LlamaConfig:
+    """Return the config of the base or, without one, that of the options under `model`."""
+    if not isinstance(options.base, Path):
+        overrides: dict[str, Any] = options.model.preset_overrides()
+        config = config_from_preset(options.model.preset, options.vocab_size, **overrides)
+    else:
+        # The first folder of the chain has the model, the others its adapters.
+        file = adapter_chain(options.base)[0] / CONFIG_FILE
+        config = LlamaConfig.from_hf(read_json(file), str(file))
+    if config.max_position_embeddings < options.sequence_length:
+        raise UserError(
+            f"--sequence_length {options.sequence_length} is longer than the context of the model, "
+            f"{config.max_position_embeddings}: use a shorter one, or a larger "
+            "--model.max_position_embeddings"
+        )
+    return config
+
+
+def _with_rows(
+    workload: Workload, micro_rows: int, *, step_rows: int, target_share: float
+) -> Workload:
+    """Return the workload with another micro-batch of the same step."""
+    return replace(
+        workload,
+        micro_rows=micro_rows,
+        micro_batches=math.ceil(step_rows / micro_rows),
+        targets=max(1, round(micro_rows * workload.length * target_share)),
+    )
+
+
+def _change_rows(workload: Workload, micro_rows: int) -> Workload:
+    """Return the workload with another micro-batch; a step has at least as many rows as before."""
+    return _with_rows(
+        workload,
+        micro_rows,
+        step_rows=workload.micro_rows * workload.micro_batches,
+        target_share=workload.num_targets / workload.tokens,
+    )
+
+
+def find_largest_rows(workload: Workload, memory_bytes: int, process_bytes: int) -> int:
+    """Return the largest micro-batch whose peak fits the memory, 0 if no row does.
+
+    On a GPU fragmentation needs the part that a run does not use either.
+    """
+    limit = memory_bytes * (MAX_MEMORY_FRACTION if workload.device == "cuda" else 1.0)
+
+    def fits(rows: int) -> bool:
+        return plan_memory(_change_rows(workload, rows), process_bytes).peak_bytes <= limit
+
+    if not fits(1):
+        return 0
+    low, high = 1, MAX_ROWS
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def find_savings(workload: Workload, process_bytes: int) -> list[tuple[str, int]]:
+    """Return changes that lower the peak, those that cost least first, and the bytes of each."""
+    peak = plan_memory(workload, process_bytes).peak_bytes
+    savings = []
+    for change, changed in _propose_changes(workload):
+        saved = peak - plan_memory(changed, process_bytes).peak_bytes
+        if saved > MIN_SAVING * peak:
+            savings.append((change, saved))
+    return savings
+
+
+def _propose_changes(workload: Workload) -> Iterator[tuple[str, Workload]]:
+    """Yield changes of a workload, each alone: first those that change neither model nor time."""
+    if workload.micro_rows > 1:
+        rows = workload.micro_rows // 2
+        yield (
+            f"--micro_batch {rows}: the same weights, up to rounding",
+            _change_rows(workload, rows),
+        )
+    if workload.loss_path != "chunked":
+        yield "the chunked loss", replace(workload, loss_path="chunked")
+    if workload.device == "cuda" and workload.precision == "fp32":
+        yield "--precision bf16", replace(workload, precision="bf16")
+    if workload.device == "cuda" and not workload.is_compiled:
+        yield "--compile true", replace(workload, is_compiled=True)
+    if not workload.checkpointing:
+        yield (
+            f"gradient checkpointing: about a third more time ({UNMEASURED})",
+            replace(workload, checkpointing=True),
+        )
+    if workload.optimizer != "adamw-8bit":
+        yield (
+            f"AdamW with moments of 8 bits ({UNMEASURED})",
+            replace(workload, optimizer="adamw-8bit"),
+        )
+    adapter = replace(workload, lora=workload.lora or LoraOptions(), has_base=True)
+    if workload.lora is None:
+        yield "--adapter lora: trains a small part of the weights", adapter
+    if workload.quantization == "none":
+        # bitsandbytes computes with NF4 in bf16.
+        yield (
+            f"--adapter lora on weights in NF4 ({UNMEASURED})",
+            replace(adapter, quantization="nf4"),
+        )
+    if workload.length > 1:
+        shorter = replace(workload, length=workload.length // 2)
+        yield (
+            f"--sequence_length {shorter.length}: forgets more",
+            _change_rows(shorter, workload.micro_rows),
+        )
+
+
+def find_unmeasured(workload: Workload) -> list[str]:
+    """Return the features of a workload that training does not have yet."""
+    features = {
+        "nf4": workload.quantization == "nf4",
+        "gradient checkpointing": workload.checkpointing,
+        workload.optimizer: workload.optimizer not in ("muon", "adamw"),
+        "adapter in bf16": workload.adapter_dtype == "bf16",
+    }
+    return [name for name, is_used in features.items() if is_used]
+
+
+def _estimate_hours(options: MemoryOptions) -> float | None:
+    """Return the hours of training on --tokens, None without that option."""
+    if options.tokens is None:
+        return None
+    rate = options.tokens_per_second
+    if options.rate_of is not None:
+        rate = _measured_rate(options.rate_of)
+    assert rate is not None, "options without a rate are refused"
+    return options.tokens / rate / 3600
+
+
+def _measured_rate(run: Path) -> float:
+    """Return the median rate of a run. Raises UserError if it has none."""
+    rates = [
+        record["tokens_per_second"] for record in read_metrics(run) if record["kind"] == "train"
+    ]
+    if not rates:
+        raise UserError(f"--rate_of {run}: has no record of training; name the folder of a run")
+    return statistics.median(rates)
+
+
+def _print_workload(options: MemoryOptions, workload: Workload) -> None:
+    config, tokens = workload.config, workload.length
+    name = options.base if isinstance(options.base, Path) else options.model.preset
+    if not isinstance(options.base, Path) and options.model.preset_overrides():
+        name = "a shape of your own"
+    print(
+        f"model     {name}: {config.num_parameters / 1e6:,.1f}M parameters, vocabulary "
+        f"{config.vocab_size:,}{', linear layers in NF4' if workload.quantization == 'nf4' else ''}"
+    )
+    if workload.lora is not None:
+        print(
+            f"adapter   LoRA of rank {workload.lora.rank} on {', '.join(workload.lora.targets)}: "
+            f"{count_adapter_parameters(workload):,} parameters in {workload.adapter_dtype}"
+        )
+    # Muon trains no adapters.
+    is_adamw = workload.lora is not None and workload.optimizer == "muon"
+    optimizer = "adamw" if is_adamw else workload.optimizer
+    details: list[str] = [workload.device, workload.precision, optimizer]
+    details.append(f"{workload.micro_rows} × {tokens:,} tokens at once")
+    if workload.micro_batches > 1:
+        details.append(f"{workload.micro_batches} micro-batches a step")
+    details.append(f"loss path {workload.loss_path}")
+    details += ["packed"] * workload.is_packed + ["compiled"] * workload.is_compiled
+    details += ["gradient checkpointing"] * workload.checkpointing
+    print(f"training  {', '.join(details)}")
+    if unmeasured := find_unmeasured(workload):
+        print(f"          {', '.join(unmeasured)}: {UNMEASURED}")
+
+
+def _print_phases(plan: MemoryPlan) -> None:
+    print(f"peak      {_gigabytes(plan.peak_bytes)}: {plan.peak_phase}\n")
+    for part, num_bytes in sorted(plan.breakdown.items(), key=lambda item: -item[1]):
+        if num_bytes:
+            print(f"    {part:28}{_gigabytes(num_bytes):>12}")
+    print("\nphases")
+    for name, parts in plan.phases.items():
+        print(f"    {name:28}{_gigabytes(sum(parts.values())):>12}")
+
+
+def _print_largest(workload: Workload, largest: dict[int, int]) -> None:
+    print(f"\nlargest micro-batch, in rows of {workload.length:,} tokens")
+    print("    memory GiB", *(f"{gib:>7}" for gib in largest))
+    print("    rows      ", *(f"{rows or '-':>7}" for rows in largest.values()))
+
+
+def _print_savings(savings: list[tuple[str, int]]) -> None:
+    print("\nto need less, in this order; what each saves alone")
+    for change, num_bytes in savings:
+        print(f"    {_gigabytes(num_bytes):>10}  {change}")
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB"

@@ -1,0 +1,622 @@
+"""The memory of training, from arithmetic: what is allocated in each phase of a run, and the peak.
+
+A phase is a list of tensors, each a term with the part of the breakdown that it belongs to. The
+peak is the largest phase, not the sum of all parts: activations and gradients, for example, are
+hardly there at the same time. Shapes: B rows, T positions of a row, L layers, D hidden size, F
+intermediate size, H query heads, K key-value heads, d head_dim, V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from model.config import LlamaConfig
+from model.lora_options import LoraOptions
+from model.loss import LossPath, loss_chunk_size
+from model.precision import Precision
+from train.optimizer import choose_dtype
+
+Quantization = Literal["none", "nf4"]
+OptimizerName = Literal["muon", "adamw", "adamw-8bit", "adamw-paged"]
+AdapterDtype = Literal["fp32", "bf16"]
+
+# NF4 with double quantization: 4 bits, an 8-bit scale for 64 weights and an fp32 scale for 64 * 256
+# (Dettmers et al. 2023).
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+# The driver's context of a GPU, and the workspaces of its libraries.
+CUDA_CONTEXT_BYTES = 500_000_000
+# glibc takes tensors up to this size from its heap, which does not shrink; it maps larger ones, and
+# returns them to the system when they are freed (M_MMAP_THRESHOLD_MAX).
+HEAP_TENSOR_BYTES = 32 << 20
+# Tensors are aligned to 64 bytes, and for an aligned one glibc 2.36 looks for a hole that is larger
+# than the tensor. Holes left by tensors of the same size stay empty, and the heap grows by shares
+# of the activations of a micro-batch, as measured (docs/memory.md): more if autocast converts them,
+# if there is an adapter, or if gradients of earlier micro-batches lie between the holes.
+HEAP_WASTE = 0.4
+HEAP_WASTE_16_BIT = 0.65
+HEAP_WASTE_ADAPTER = 0.62
+HEAP_WASTE_SEVERAL_MICRO_BATCHES = 0.85
+# The same for the gradients of the blocks, which under autocast are narrow first, up to a share of
+# the activations whose holes they enter.
+HEAP_WASTE_GRADIENTS = 0.8
+MAX_HEAP_WASTE_GRADIENTS = 0.4
+MAX_HEAP_WASTE_GRADIENTS_16_BIT = 0.9
+# The same for what the forward pass of an adapter frees at once. An evaluation finds it returned.
+HEAP_WASTE_ADAPTER_OUTPUTS = 0.75
+# Positions that an evaluation scores together.
+SCORED_TOKENS = 16 * 256
+# What the heap wastes differs from run to run; this share of the peak is added.
+HEAP_VARIATION = 0.03
+EVALUATION_PHASES = ("scoring", "generation")
+# The maximum number of new ids of a sample or an answer during training, by default.
+NEW_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything that the memory of training on one device depends on."""
+
+    config: LlamaConfig
+    length: int  # tokens of a row
+    micro_rows: int  # rows of a micro-batch
+    micro_batches: int = 1  # of a step: from 2 on, gradients wait while the next one is computed
+    targets: int | None = None  # positions with a loss of a micro-batch; None: all
+    is_packed: bool = False  # several examples in a row, which need a mask of T * T
+    precision: Precision = "fp32"
+    loss_path: LossPath = "chunked"
+    optimizer: OptimizerName = "muon"
+    lora: LoraOptions | None = None  # None: all weights train
+    adapter_dtype: AdapterDtype = "fp32"
+    quantization: Quantization = "none"
+    checkpointing: bool = False
+    """Keep only the input of each layer, and compute the layer again in the backward pass."""
+    answer_rows: int = 1  # prompts that an evaluation answers together
+    has_base: bool = False  # weights are read from a checkpoint
+    device: Literal["cpu", "cuda"] = "cpu"
+    is_compiled: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.micro_rows * self.length
+
+    @property
+    def num_targets(self) -> int:
+        """Positions of a micro-batch that have a loss."""
+        return self.tokens if self.targets is None else self.targets
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a number in matmuls."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a number of the embedding, the head and the norms, and of the residual stream.
+
+        Weights are fp32 unless the linear layers are quantized.
+        """
+        return 4 if self.quantization == "none" else 2
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of a number of the adapter."""
+        return 4 if self.adapter_dtype == "fp32" else 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        lora = None if self.lora is None else self.lora.model_dump(mode="json")
+        return {**asdict(self), "lora": lora}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Some tensors of one size, and the part of the breakdown that they belong to."""
+
+    part: str
+    num_bytes: float  # of one tensor
+    count: int = 1
+
+    @property
+    def total(self) -> float:
+        """Bytes of all of them."""
+        return self.num_bytes * self.count
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The bytes of each part in each phase of a run."""
+
+    phases: dict[str, dict[str, int]]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """The bytes of each part at the peak."""
+        return self.phases[self.peak_phase]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The bytes of the whole process on a CPU, and of the card on a GPU."""
+        return sum(self.breakdown.values())
+
+    @property
+    def tensor_bytes(self) -> int:
+        """The bytes of the tensors at the peak: what PyTorch reports as allocated on a GPU."""
+        return self.peak_bytes - self.breakdown["process"]
+
+
+def plan_memory(workload: Workload, process_bytes: int = 0) -> MemoryPlan:
+    """Return the memory of a workload.
+
+    On a CPU the interpreter and its libraries need `process_bytes` (`train.monitoring.run_memory`);
+    on a GPU the context takes their place.
+    """
+    phases = {
+        "loading": _loading(workload),
+        "loss": _loss(workload),
+        "backward of the last layer": _backward_start(workload),
+        "backward of the first layer": _backward_end(workload),
+        "update": _update(workload),
+        "scoring": _scoring(workload),
+        "generation": _generation(workload),
+    }
+    if workload.device == "cuda":
+        process = {"process": CUDA_CONTEXT_BYTES}
+        return MemoryPlan({name: process | _sum_parts(phase) for name, phase in phases.items()})
+    # A heap that one phase has filled stays as large for the others; loading comes before them.
+    heap_bytes = {name: _heap_bytes(phase) for name, phase in phases.items()}
+    largest_heap = max(heap_bytes.values())
+    waste, adapter_waste = _heap_waste(workload), _adapter_heap_waste(workload)
+    parts = {}
+    for name, phase in phases.items():
+        kept = 0 if name == "loading" else largest_heap - heap_bytes[name] + waste
+        if name not in ("loading", *EVALUATION_PHASES):
+            kept += adapter_waste
+        tensors = _sum_parts(phase)
+        kept += HEAP_VARIATION * (process_bytes + sum(tensors.values()) + kept)
+        parts[name] = {"process": process_bytes, **tensors, "allocator": round(kept)}
+    return MemoryPlan(parts)
+
+
+def _sum_parts(phase: Iterable[Tensors]) -> dict[str, int]:
+    """Return the bytes of each part."""
+    sums: Counter[str] = Counter()
+    for tensors in phase:
+        sums[tensors.part] += round(tensors.total)
+    return dict(sums)
+
+
+def _heap_bytes(phase: Iterable[Tensors]) -> float:
+    """Return the bytes of the tensors that glibc takes from its heap."""
+    return sum(t.total for t in phase if t.num_bytes <= HEAP_TENSOR_BYTES)
+
+
+def _heap_waste(workload: Workload) -> float:
+    """Return the bytes of glibc's heap that hold nothing after a step."""
+    share, largest = HEAP_WASTE, MAX_HEAP_WASTE_GRADIENTS
+    narrow = 0
+    if workload.compute_bytes < 4:
+        share, largest = HEAP_WASTE_16_BIT, MAX_HEAP_WASTE_GRADIENTS_16_BIT
+        narrow = workload.compute_bytes
+    if workload.lora is not None:
+        share = HEAP_WASTE_ADAPTER
+    if workload.micro_batches > 1:
+        share = HEAP_WASTE_SEVERAL_MICRO_BATCHES
+    activations = _heap_bytes(_activations(workload))
+    waste = share * activations
+    if workload.lora is None:
+        weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
+        gradients = (4 + narrow) * weights
+        waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
+    return waste
+
+
+def _adapter_heap_waste(workload: Workload) -> float:
+    """Return the bytes of the heap that the forward pass of an adapter wastes in addition."""
+    if workload.lora is None:
+        return 0.0
+    config = workload.config
+    # Its output, a multiple of it and the output of the frozen layer, before they are added.
+    outputs = sum(linear_shapes(config)[target][0] for target in workload.lora.targets)
+    freed = 3 * outputs * workload.tokens * workload.compute_bytes * config.num_hidden_layers
+    return HEAP_WASTE_ADAPTER_OUTPUTS * freed
+
+
+# The parts of the model, which do not depend on the phase.
+
+
+def linear_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of the linear layers of a transformer block, by name."""
+    hidden, width = config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    key = config.num_key_value_heads * config.head_dim
+    return {
+        "q_proj": (query, hidden),
+        "k_proj": (key, hidden),
+        "v_proj": (key, hidden),
+        "o_proj": (hidden, query),
+        "gate_proj": (width, hidden),
+        "up_proj": (width, hidden),
+        "down_proj": (hidden, width),
+    }
+
+
+def _linear_sizes(config: LlamaConfig) -> list[int]:
+    """Return the number of weights of each linear layer of a block."""
+    return [outputs * inputs for outputs, inputs in linear_shapes(config).values()]
+
+
+def _adapter_sizes(workload: Workload) -> list[int]:
+    """Return the number of weights of each low-rank matrix of a block."""
+    if workload.lora is None:
+        return []
+    shapes = linear_shapes(workload.config)
+    sizes = [shapes[target] for target in workload.lora.targets]
+    return [workload.lora.rank * features for shape in sizes for features in shape]
+
+
+def count_adapter_parameters(workload: Workload) -> int:
+    """Return the number of weights of the adapter."""
+    return workload.config.num_hidden_layers * sum(_adapter_sizes(workload))
+
+
+def _tables(config: LlamaConfig) -> int:
+    """Return how many matrices of V * D there are: embedding and head, or one for both."""
+    return 1 if config.tie_word_embeddings else 2
+
+
+def _parameters(workload: Workload) -> list[Tensors]:
+    config = workload.config
+    layers, table = config.num_hidden_layers, config.vocab_size * config.hidden_size
+    bits = NF4_BITS if workload.quantization == "nf4" else 32
+    norms = (2 * layers + 1) * config.hidden_size
+    part = "parameters"
+    return [
+        *(Tensors(part, size * bits / 8, layers) for size in _linear_sizes(config)),
+        Tensors(part, table * workload.weight_bytes, _tables(config)),
+        Tensors(part, norms * workload.weight_bytes),
+        # Cosines and sines of all positions, fp32[2, positions, d / 2].
+        Tensors(part, 4 * config.max_position_embeddings * config.head_dim),
+        *(
+            Tensors("adapter", size * workload.adapter_bytes, layers)
+            for size in _adapter_sizes(workload)
+        ),
+    ]
+
+
+def _trainable(workload: Workload, part: str, hidden: float, rest: float) -> list[Tensors]:
+    """Return tensors for all trainable weights.
+
+    `hidden` is the bytes for a weight of the linear layers, `rest` those for any other, and for a
+    weight of an adapter.
+    """
+    config = workload.config
+    layers = config.num_hidden_layers
+    if workload.lora is not None:
+        return [Tensors(part, size * rest, layers) for size in _adapter_sizes(workload)]
+    table = config.vocab_size * config.hidden_size
+    return [
+        *(Tensors(part, size * hidden, layers) for size in _linear_sizes(config)),
+        Tensors(part, table * rest, _tables(config)),
+        Tensors(part, (2 * layers + 1) * config.hidden_size * rest),
+    ]
+
+
+def _gradients(workload: Workload) -> list[Tensors]:
+    size = workload.adapter_bytes if workload.lora else 4
+    return _trainable(workload, "gradients", size, size)
+
+
+def _optimizer_state(workload: Workload) -> list[Tensors]:
+    # Muon has one moment, AdamW two. bitsandbytes keeps moments of 8 bits with an fp32 scale for
+    # 256 of them, and paged ones in the memory of the host.
+    bytes_per_moment = {"adamw-8bit": 1 + 4 / 256, "adamw-paged": 0.0}.get(workload.optimizer, 4.0)
+    hidden_moments = 1 if workload.optimizer == "muon" else 2
+    part = "optimizer state"
+    state: list[Tensors] = []
+    for moment in range(2):
+        hidden = bytes_per_moment if moment < hidden_moments else 0.0
+        state += _trainable(workload, part, hidden, bytes_per_moment)
+    if workload.config.reading_heads and workload.lora is None:
+        # Copies of the weights that stay as they are, and their masks of one byte (`FixedWeights`).
+        state += [
+            Tensors(part, 5 * size, workload.config.num_hidden_layers)
+            for size in _linear_sizes(workload.config)[:4]
+        ]
+        state.append(Tensors(part, 5 * workload.config.vocab_size * workload.config.hidden_size))
+    return state
+
+
+def _resident(workload: Workload) -> list[Tensors]:
+    """Return what is there in all phases after the first step."""
+    return _parameters(workload) + _optimizer_state(workload)
+
+
+def _waiting_gradients(workload: Workload) -> list[Tensors]:
+    """Return the gradients of the earlier micro-batches of a step."""
+    return _gradients(workload) if workload.micro_batches > 1 else []
+
+
+# Activations: what autograd saves for the backward pass.
+
+
+def saved_tensors(workload: Workload) -> dict[str, float]:
+    """Return the bytes that autograd saves in one transformer block, by what they are.
+
+    On a CPU and in compiled code, norms, rotary embedding and SwiGLU save their inputs only
+    (`model.autograd_ops`). The plain formulas, which an eager GPU runs, save some results as well.
+    """
+    config, lora = workload.config, workload.lora
+    n, e = workload.tokens, workload.compute_bytes
+    hidden, width = n * config.hidden_size, n * config.intermediate_size
+    query = n * config.num_attention_heads * config.head_dim
+    key = n * config.num_key_value_heads * config.head_dim
+    is_plain = workload.device == "cuda" and not workload.is_compiled
+    # Under autocast every layer converts the input for itself, unless it has that type already.
+    is_converted = e < workload.weight_bytes
+    has_dropout = lora is not None and lora.dropout > 0
+
+    def inputs(names: tuple[str, ...], size: int, *, is_kept: bool = False) -> float:
+        """Return the bytes of the inputs of some layers that read the same vector.
+
+        A layer saves its input if it trains or has an adapter. `is_kept`: others save it anyway.
+        """
+        saving = [name for name in names if lora is None or name in lora.targets]
+        if has_dropout:
+            # The input after dropout, and the mask of what is kept.
+            return len(saving) * size * (e + 1)
+        if is_kept or not saving:
+            return 0.0
+        return size * e * (len(saving) if is_converted else 1)
+
+    norms = 2 * hidden * workload.weight_bytes + 2 * n * 4
+    if is_plain:
+        # x in fp32, and x over its root mean square, which the gradient of the scale needs.
+        norms += 2 * hidden * 4 * ((workload.weight_bytes < 4) + (lora is None))
+    weights = 0.0
+    if is_converted:
+        weights += 2 * sum(_linear_sizes(config))
+    if lora is not None and e < workload.adapter_bytes:
+        weights += 2 * sum(_adapter_sizes(workload))
+    return {
+        "norms": norms,
+        "inputs of q, k, v": inputs(("q_proj", "k_proj", "v_proj"), hidden),
+        "q, k, v": (query + 2 * key) * e,
+        # The boolean mask becomes an addend of the scores in every layer.
+        "mask": workload.is_packed * workload.tokens * workload.length * e,
+        "attention": query * e + n * config.num_attention_heads * 4,
+        "input of o": inputs(("o_proj",), query, is_kept=True),
+        "inputs of gate, up": inputs(("gate_proj", "up_proj"), hidden),
+        "gate, up": (2 + is_plain) * width * e,
+        "input of down": inputs(("down_proj",), width),
+        "low rank": n * lora.rank * e * len(lora.targets) if lora is not None else 0.0,
+        "converted weights": weights,
+    }
+
+
+def _layer_activations(workload: Workload) -> list[Tensors]:
+    """Return the saved tensors of one block."""
+    config, n = workload.config, workload.tokens
+    largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
+    terms = []
+    for num_bytes in saved_tensors(workload).values():
+        # Each is several tensors, of which none is larger than an intermediate vector, except the
+        # mask; the size matters for the heap alone.
+        count = max(1, round(num_bytes / largest))
+        terms.append(Tensors("activations", num_bytes / count, count))
+    return terms
+
+
+def _repeat(terms: list[Tensors], times: int) -> list[Tensors]:
+    return [Tensors(term.part, term.num_bytes, term.count * times) for term in terms]
+
+
+def _activations(workload: Workload) -> list[Tensors]:
+    """Return what is saved for the backward pass when the forward pass is done."""
+    config, n = workload.config, workload.tokens
+    layers = config.num_hidden_layers
+    vector = n * config.hidden_size * workload.weight_bytes
+    if workload.checkpointing:
+        saved = [Tensors("activations", vector, layers)]
+    else:
+        saved = _repeat(_layer_activations(workload), layers)
+    return [
+        *saved,
+        # Input and output of the last norm, cosines and sines, ids, positions and the mask.
+        Tensors("activations", vector, 2),
+        Tensors("activations", n * (4 * config.head_dim + 4 * 8)),
+        Tensors("activations", workload.is_packed * n * workload.length),
+    ]
+
+
+def _recomputed_layer(workload: Workload) -> list[Tensors]:
+    """Return the block that gradient checkpointing computes again, and its dequantized weight."""
+    terms = _layer_activations(workload) if workload.checkpointing else []
+    if workload.quantization == "nf4":
+        terms.append(Tensors("temporaries", 2 * max(_linear_sizes(workload.config))))
+    return terms
+
+
+# Phases.
+
+
+def _loading(workload: Workload) -> list[Tensors]:
+    """Weights are drawn, or read from a file that is mapped into memory."""
+    config = workload.config
+    terms = _parameters(workload)
+    if workload.has_base and workload.device == "cpu":
+        return [*terms, Tensors("file", sum(tensors.total for tensors in terms))]
+    # Normal numbers in fp32, and their multiple.
+    largest = max(*_linear_sizes(config), config.vocab_size * config.hidden_size)
+    return [*terms, Tensors("temporaries", 4 * largest, 0 if workload.has_base else 2)]
+
+
+def _loss(workload: Workload) -> list[Tensors]:
+    """All activations are there, and the logits of a chunk or of all positions."""
+    return [
+        *_resident(workload),
+        *_waiting_gradients(workload),
+        *_activations(workload),
+        *_logits(workload),
+    ]
+
+
+def _logits(workload: Workload) -> list[Tensors]:
+    """Return the tensors of the loss at its peak, gradients of the head and the states included."""
+    config = workload.config
+    n, e = workload.num_targets, workload.compute_bytes
+    hidden = n * config.hidden_size * workload.weight_bytes
+    table = config.vocab_size * config.hidden_size
+    is_trained = workload.lora is None
+    part = "logits and loss"
+    terms = [Tensors(part, hidden)]
+    if n < workload.tokens:
+        terms.append(Tensors(part, hidden))  # the states of the positions with a loss
+    if e < workload.weight_bytes:
+        terms.append(Tensors(part, table * e))
+    if workload.loss_path == "full":
+        # Log-probabilities, their gradient and that of the logits in fp32; or later the gradient of
+        # the logits, also in the narrow type, beside that of the head.
+        logits = n * config.vocab_size
+        narrow = e if e < 4 else 0
+        head = table * (4 + narrow) * is_trained
+        if 12 * logits >= (4 + narrow) * logits + head:
+            terms.append(Tensors(part, 4 * logits, 3))
+        else:
+            terms += [Tensors(part, (4 + narrow) * logits), Tensors(part, head)]
+        return terms
+    chunk_rows = min(n, loss_chunk_size(torch.device(workload.device)))
+    chunk = chunk_rows * config.vocab_size
+    terms.append(Tensors(part, table * 4 * is_trained))
+    if workload.loss_path == "torch":
+        # Logits and log-probabilities of a chunk.
+        return [*terms, Tensors(part, chunk * 4, 2)]
+    terms.append(Tensors(part, chunk * e))
+    if e < 4:
+        # In fp32: log-probabilities, on a CPU beside a copy of the logits; later the gradient of
+        # the head of this chunk.
+        terms.append(Tensors(part, chunk_rows * config.hidden_size * e, 2))
+        copies = 2 if workload.device == "cpu" else 1
+        product = table * (2 if workload.device == "cpu" else 4) * is_trained
+        terms.append(Tensors(part, max(chunk * 4 * copies, product)))
+    return terms
+
+
+def _layer_gradients(workload: Workload) -> list[Tensors]:
+    """Return the temporaries of the backward pass of one block, beyond what it frees."""
+    config, n, e = workload.config, workload.tokens, workload.compute_bytes
+    hidden, width = n * config.hidden_size, n * config.intermediate_size
+    saves_product = workload.lora is None or "down_proj" in workload.lora.targets
+    # Gradients of gate, up and their product; the product itself is freed.
+    num_bytes = (2 if saves_product else 3) * width * e
+    # The tensors of the last norm are freed; two gradients of the residual stream are there.
+    num_bytes -= hidden * workload.weight_bytes
+    if e < workload.weight_bytes:
+        num_bytes += 2 * hidden * e
+    weight = max(_linear_sizes(config)) if workload.lora is None else max(_adapter_sizes(workload))
+    weight *= 4 + (e if e < 4 else 0)
+    part = "temporaries"
+    return [Tensors(part, max(0, num_bytes) / 3, 3), Tensors(part, weight)]
+
+
+def _head_gradients(workload: Workload) -> list[Tensors]:
+    """Return the gradients that the loss has left for the backward pass."""
+    config = workload.config
+    terms = [Tensors("temporaries", workload.num_targets * config.hidden_size * 4)]
+    if workload.lora is None:
+        terms.append(Tensors("gradients", config.vocab_size * config.hidden_size * 4))
+    return terms
+
+
+def _backward_start(workload: Workload) -> list[Tensors]:
+    """Almost all activations are there, and the temporaries of the last block."""
+    return [
+        *_resident(workload),
+        *_waiting_gradients(workload),
+        *_activations(workload),
+        *_recomputed_layer(workload),
+        *_head_gradients(workload),
+        *_layer_gradients(workload),
+    ]
+
+
+def _backward_end(workload: Workload) -> list[Tensors]:
+    """All gradients are there, and the activations and temporaries of the first block."""
+    config = workload.config
+    table = config.vocab_size * config.hidden_size * 4
+    # The gradient of the embedding is a tensor of its own before it is added to the sum. A tied
+    # head's gradient waits for it.
+    copies = (workload.micro_batches > 1) + config.tie_word_embeddings
+    return [
+        *_resident(workload),
+        *_gradients(workload),
+        *([] if workload.lora else [Tensors("gradients", table, copies)]),
+        *_layer_activations(workload),
+        *_recomputed_layer(workload),
+        *_layer_gradients(workload),
+    ]
+
+
+def _update(workload: Workload) -> list[Tensors]:
+    """Gradients are clipped, and the optimizers compute the steps."""
+    terms = _resident(workload) + _gradients(workload)
+    if workload.optimizer == "muon" and workload.lora is None:
+        # Of one matrix: the update in fp32, and before and after an iteration in the dtype of the
+        # iteration; and three products of the smaller side.
+        dtype = choose_dtype(torch.device(workload.device))
+        shapes = linear_shapes(workload.config).values()
+        rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
+        terms.append(Tensors("temporaries", rows * columns * (4 + 2 * dtype.itemsize)))
+        terms.append(Tensors("temporaries", min(rows, columns) ** 2 * dtype.itemsize, 3))
+    return terms
+
+
+def _scoring(workload: Workload) -> list[Tensors]:
+    """Return the phase of an evaluation that scores text, without gradients, in fp32."""
+    config = workload.config
+    tokens = max(SCORED_TOKENS, 8 * workload.length if workload.is_packed else 0)
+    width = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
+    chunk = min(tokens, loss_chunk_size(torch.device(workload.device))) * config.vocab_size * 4
+    part = "temporaries"
+    return [
+        *_resident(workload),
+        Tensors(part, tokens * config.hidden_size * 4, 2),
+        Tensors(part, tokens * width * 4, 3),
+        # Logits and log-probabilities.
+        Tensors("logits and loss", chunk, 2),
+    ]
+
+
+def _generation(workload: Workload) -> list[Tensors]:
+    """Return the phase of answers to prompts, with fused copies (`model.decode.fast`)."""
+    config, lora = workload.config, workload.lora
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    capacity = min(workload.length + NEW_TOKENS, config.max_position_embeddings)
+    keys = config.num_key_value_heads * config.head_dim
+    terms = [
+        *_resident(workload),
+        Tensors(
+            "KV cache", layers * 2 * workload.answer_rows * capacity * keys * workload.weight_bytes
+        ),
+    ]
+    if workload.quantization != "none":
+        return terms
+    part = "decoding copies"
+    for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        # Layers with an adapter are not fused.
+        if lora is None or not set(group) & set(lora.targets):
+            outputs = sum(linear_shapes(config)[name][0] for name in group)
+            terms.append(Tensors(part, outputs * hidden * 4, layers))
+    # Complex rotations of all positions, and on a CPU the transposed head.
+    terms.append(Tensors(part, 4 * config.max_position_embeddings * config.head_dim))
+    if workload.device == "cpu":
+        terms.append(Tensors(part, config.vocab_size * hidden * 4))
+    return terms

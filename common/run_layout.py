@@ -16,7 +16,7 @@ runs/NAME/
     failed/             checkpoints/ of a run that diverged: its state then
     samples.md          text that the model wrote during training
     tensorboard/        event files
-    results/            figures of the evaluation commands
+    results/            figures of the evaluation commands; before-after.json: beside the base
     report.md, .html    all figures on a page
     watch.md, .html     questions and figures of every checkpoint
 """
@@ -42,6 +42,7 @@ TENSORBOARD_DIR = "tensorboard"
 RESULTS_DIR = "results"
 REPORT_NAME = "report"
 WATCH_NAME = "watch"
+BEFORE_AFTER_NAME = "before-after"
 _STEP_PREFIX = "step-"
 _DAMAGED_PREFIX = "damaged-"
 

@@ -14,7 +14,8 @@ evaluate.rouge (summaries, also asked for in a dialogue) or evaluate.passage_qa 
 a reference), and with evaluate.repetition. A mixture is measured part by part. Each part of a
 pretraining mixture is compared with a trigram trained on that part alone; replay in a fine-tuning
 mixture is not. evaluate.rules and, for conversations, evaluate.maths ask their own questions, and
-evaluate.watch compares the checkpoints that a run keeps; --limit does not change these three.
+evaluate.watch compares the checkpoints that a run keeps; --limit does not change these three. The
+report sets a run beside the base that it was tuned from, see python -m evaluate.report --help.
 
 Each command is printed. Its figures go to RUN/results/, the report to RUN/report.md and .html. The
 figures of a single step go to the folders of its run."""

@@ -1,4 +1,4 @@
-"""Read the records of native files that a command measures a checkpoint on."""
+"""Read the records that a command measures a checkpoint on, from native files or shard sets."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -7,7 +7,8 @@ from typing import TypeVar
 from common.errors import UserError
 from data.kinds.base import RecordKind
 from data.readers.files import expand_inputs, print_files_about_data
-from data.records import Record
+from data.records import Document, Record
+from data.shards import ShardSet
 from data.sources import find_source
 from data.usable_records import UsableRecords
 
@@ -46,3 +47,16 @@ def read_usable_records(
             f"--input {' '.join(inputs)}: no usable record; check that the files are of {source}"
         )
     return usable
+
+
+def read_split_records(shards: ShardSet, split: str, limit: int) -> list[Record]:
+    """Return the first `limit` records of a split of a shard set; of text, its documents."""
+    if not shards.kind.is_text:
+        records = shards.load_records(split)
+        return [records.record(index) for index in range(min(limit, len(records)))]
+    sequences = shards.load_text(split)
+    tokenizer = shards.load_tokenizer()
+    return [
+        Document(tokenizer.decode(sequences.tokens(index).tolist()))
+        for index in range(min(limit, len(sequences)))
+    ]

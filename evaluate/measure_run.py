@@ -10,6 +10,7 @@ from common import run_layout
 from common.errors import UserError
 from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
+from evaluate.before_after.base import find_base
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.base import Commands
 from evaluate.options import EvaluateOptions
@@ -59,7 +60,12 @@ def measure_run(options: EvaluateOptions) -> None:
     has_questions = any(len(shards.load_split("validation")) for shards in shard_sets)
     if has_questions and len(run_layout.list_steps(run)) > 1:
         _run_command(["evaluate.watch", str(run), *device_options])
-    _run_command(["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)])
+    report = ["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)]
+    if base := find_base(run):
+        # The step that the user named, instead of the newest.
+        report[1] = str(checkpoint)
+        report += ["--before", str(base), *device_options, *limit_options]
+    _run_command(report)
 
 
 def resolve_run(checkpoint: Path) -> Path:

@@ -15,6 +15,9 @@ _TOGETHER = "--source and --input belong together: --source csl --input FILE"
 # with every phrasing, which are hundreds.
 DIALOGUE_RECORDS = 100
 DIALOGUE_PHRASING_RECORDS = 20
+# What `evaluate.report --before` asks by default: records of each task, and tokens of an answer.
+RECORDS_PER_TASK = 100
+ANSWER_TOKENS = 128
 # Number of passages that `evaluate.passage_qa --index` asks with together by default.
 PASSAGES_TOGETHER = 3
 
@@ -260,7 +263,7 @@ class TrigramOptions(Options):
         return lines
 
 
-class ReportOptions(Options):
+class ReportOptions(DeviceOptions):
     """Options of `python -m evaluate.report`."""
 
     runs: CliPositionalArg[tuple[Path, ...]] = Field(description="folders of runs, finished or not")
@@ -269,3 +272,42 @@ class ReportOptions(Options):
         description="write OUT.md, OUT.html and the pictures OUT-1-….svg; into a folder that "
         "exists: report.md …",
     )
+    before: Path | None = Field(
+        None,
+        description="the model that the run (or step) was tuned from: a run, a step or an exported "
+        "folder. Ask both the same questions, and say what became longer, loopier or forgotten",
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="with --before: ask about this many records of each task "
+        f"(default: {RECORDS_PER_TASK})",
+    )
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=f"with --before: longest answer in tokens (default: {ANSWER_TOKENS})",
+    )
+
+    @property
+    def records_per_task(self) -> int:
+        """Return the number of records of each task."""
+        return self.limit or RECORDS_PER_TASK
+
+    @property
+    def answer_tokens(self) -> int:
+        """Return the length in tokens of the longest answer."""
+        return self.max_new_tokens or ANSWER_TOKENS
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.before and len(self.runs) != 1:
+            lines.append("--before is the base of one run: name a single RUN")
+        asks_models = self.limit or self.max_new_tokens or self.quantize or self.device != "auto"
+        if asks_models and not self.before:
+            lines.append(
+                "--limit, --max_new_tokens, --device and --quantize are for --before: without it "
+                "no model is run"
+            )
+        return lines

@@ -18,7 +18,7 @@ from data.stored_records import RecordList, Records
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.metrics.language_model import LMScore, score_examples
+from evaluate.metrics.language_model import LMScore, score_each_example, score_examples
 from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 
@@ -118,6 +118,16 @@ class KindEvaluation:
             f"fits a row of {length} tokens), {counts['cut']:,} cut to the row"
         )
         return CheckpointScore(label, f"answers only, rows of {length}", score, counts)
+
+    def score_each(self, loaded: LoadedCheckpoint, records: Sequence[Any]) -> list[LMScore]:
+        """Return the score of the answers of each record, of no tokens if none fits a row.
+
+        The sum of the scores is that of `score_answers`.
+        """
+        length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
+        encoded = self.kind.encode_records(loaded.tokenizer, loaded.template, records)
+        examples = self.kind.examples(encoded, length, loaded.tokenizer, loaded.template, seed=None)
+        return score_each_example(loaded.model, examples, loaded.tokenizer.characters_per_id)
 
     def validation_commands(
         self,

@@ -22,7 +22,14 @@ from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
-EXACT = Measure("exact", "exact answers", is_rate=True, is_quality=True)
+EXACT = Measure(
+    "exact",
+    "exact answers",
+    is_rate=True,
+    is_quality=True,
+    if_higher="reads better",
+    if_lower="reads worse",
+)
 
 
 @dataclass(frozen=True, slots=True)

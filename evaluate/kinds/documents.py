@@ -16,7 +16,13 @@ from evaluate.input_records import iter_usable_records
 from evaluate.kinds.base import RULES_COMMAND, CheckpointScore, Commands, KindEvaluation
 from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_blocks
+from evaluate.metrics.language_model import (
+    WINDOW_TOKENS,
+    LMScore,
+    iter_split,
+    score_blocks,
+    score_stream,
+)
 from evaluate.model_answer import ModelAnswer
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
@@ -24,6 +30,8 @@ from model.tokenizer.base import Tokenizer
 
 # Length of the beginning of a text that a model continues.
 BEGINNING_CHARACTERS = 16
+# Tokens at the beginning of a document that `score_each` scores: books are documents, too.
+MAX_DOCUMENT_TOKENS = 4 * WINDOW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,23 @@ class DocumentEvaluation(KindEvaluation):
                 on_progress=bar.update,
             )
         return CheckpointScore(label, f"windows of {WINDOW_TOKENS}", score)
+
+    def score_each(self, loaded: LoadedCheckpoint, records: Sequence[Any]) -> list[LMScore]:
+        """Return the score of the beginning of each document, in windows of its own.
+
+        `evaluate.perplexity` cuts the windows from all documents together, where a document may
+        begin in the middle of one.
+        """
+        window = min(WINDOW_TOKENS, loaded.model.trained_context)
+        return [
+            score_stream(
+                loaded.model,
+                ids[:MAX_DOCUMENT_TOKENS],
+                loaded.tokenizer.characters_per_id,
+                window=window,
+            )
+            for ids in _encode_texts(loaded.tokenizer, (record.text for record in records))
+        ]
 
     def validation_commands(
         self,

@@ -2,14 +2,20 @@
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from evaluate.load_model import LoadedCheckpoint
+from evaluate.metrics.proportion import Proportion
 from evaluate.metrics.repetition import is_looping
+from evaluate.metrics.rouge import bootstrap_mean_interval
 from evaluate.model_answer import ModelAnswer
+
+# A mean or rate with its 95 % interval, as results files have it.
+Figure = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,21 @@ class Measure:
     higher_is_better: bool = True
     decimals: int = 4
     """Of a mean; rates are percentages with one."""
+    if_higher: str | None = None
+    """What a model is called whose mean is higher than that of another; None: nothing."""
+    if_lower: str | None = None
+    """What a model is called whose mean is lower."""
+
+    def compute_figure(self, values: np.ndarray) -> Figure:
+        """Return the mean of scores[n] with its 95 % interval.
+
+        Rates have Wilson's interval and the keys of `Proportion.to_json`, means that of the
+        bootstrap over questions and the keys `mean`, `low` and `high`.
+        """
+        if self.is_rate:
+            return Proportion(float(values.sum()), len(values)).to_json()
+        interval = bootstrap_mean_interval(values).tolist()
+        return dict(zip(("mean", "low", "high"), interval, strict=True))
 
     def format_mean(self, mean: float) -> str:
         """Return a mean or rate as text, such as `41.2 %`."""
@@ -36,7 +57,18 @@ class Measure:
         """Return a difference of means or rates as text, such as `12.5 points`."""
         return f"{100 * change:.1f} points" if self.is_rate else f"{change:.{self.decimals}f}"
 
-    def format_figure(self, figure: dict[str, float]) -> str:
+    def format_difference(self, figure: Figure) -> str:
+        """Return a difference with its interval, such as `+12.5 points (+8.1 – +16.9)`.
+
+        `figure` has the keys `mean`, `low` and `high`.
+        """
+        scale, decimals, unit = (100, 1, " points") if self.is_rate else (1, self.decimals, "")
+        mean, low, high = (
+            f"{scale * figure[key]:+.{decimals}f}" for key in ("mean", "low", "high")
+        )
+        return f"{mean}{unit} ({low} – {high})"
+
+    def format_figure(self, figure: Figure) -> str:
         """Return a mean or rate with its interval, such as `41.2 % (38.9 – 43.5)`.
 
         `figure` has the keys `low`, `high`, and `rate` or `mean`.
@@ -50,9 +82,25 @@ class Measure:
         return f"{self.format_mean(figure['mean'])} ({low} – {high})"
 
 
-LOOPS = Measure("loops", "looping answers", True, is_quality=True, higher_is_better=False)
-STOPPED = Measure("stopped", "answers ended by <eos>", is_rate=True)
-CHARACTERS = Measure("characters", "characters per answer", decimals=1)
+LOOPS = Measure(
+    "loops",
+    "looping answers",
+    is_rate=True,
+    is_quality=True,
+    higher_is_better=False,
+    if_higher="loopier",
+    if_lower="less loopy",
+)
+STOPPED = Measure(
+    "stopped",
+    "answers ended by <eos>",
+    is_rate=True,
+    if_higher="stops more often",
+    if_lower="stops less often",
+)
+CHARACTERS = Measure(
+    "characters", "characters per answer", decimals=1, if_higher="longer", if_lower="shorter"
+)
 
 
 @dataclass(frozen=True)
@@ -105,3 +153,29 @@ class QuestionSet(abc.ABC):
     def trivial_scores(self) -> dict[str, str]:
         """Return what a method without a model reaches, by the key of the measure."""
         return {}
+
+
+def keep_answered(
+    question_set: QuestionSet, answers_by_model: Sequence[Sequence[ModelAnswer | None]]
+) -> tuple[QuestionSet, list[list[ModelAnswer]]]:
+    """Return the questions that every model answered, and the answers of each model to them.
+
+    Prints how many questions are left out. Raises UserError if none is left.
+    """
+    answered = [
+        number
+        for number in range(len(question_set.questions))
+        if all(answers[number] is not None for answers in answers_by_model)
+    ]
+    num_dropped = len(question_set.questions) - len(answered)
+    if num_dropped:
+        print(f"left out, no room for an answer in the context: {num_dropped:,} questions")
+    if not answered:
+        raise UserError(f"{question_set.label}: no question fits the model's context")
+    kept = replace(
+        question_set, questions=tuple(question_set.questions[number] for number in answered)
+    )
+    return kept, [
+        [answer for number in answered if (answer := answers[number]) is not None]
+        for answers in answers_by_model
+    ]

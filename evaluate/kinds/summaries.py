@@ -31,9 +31,16 @@ from model.decode.logits_processors import LogitsProcessor
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
-ROUGE = tuple(
-    Measure(f"rouge_{variant}", f"ROUGE-{variant.upper()} F", is_quality=variant == "1")
-    for variant in ROUGE_VARIANTS
+# The other variants rise and fall with ROUGE-1, which alone counts as quality.
+ROUGE = (
+    Measure(
+        "rouge_1",
+        "ROUGE-1 F",
+        is_quality=True,
+        if_higher="summarizes better",
+        if_lower="summarizes worse",
+    ),
+    *(Measure(f"rouge_{variant}", f"ROUGE-{variant.upper()} F") for variant in ROUGE_VARIANTS[1:]),
 )
 
 

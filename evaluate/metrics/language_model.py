@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batching.collate import collate
-from data.batching.examples import Examples
+from data.batching.examples import Example, Examples
 from data.batching.packed_rows import PACKING_WINDOW, pack_best_fit
 from data.sequences import Sequences
 from model.llama import Llama
@@ -225,12 +225,39 @@ def score_examples(
                 [examples.example(int(window_indices[index]), epoch=0) for index in row]
                 for row in packed_rows[batch_start : batch_start + rows]
             ]
-            batch = collate(row_examples, row_length).to(device)
-            hidden = model.model(
-                batch.ids, positions=batch.positions, mask=batch.attention_mask(), cache=None
-            )
-            scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
-            total += _score_hidden(model, scored_hidden, batch.targets, characters)
+            total += _score_rows(model, row_examples, row_length, characters)
             if on_progress:
                 on_progress(sum(len(row) for row in row_examples))
     return total
+
+
+@torch.no_grad()
+def score_each_example(
+    model: Llama, examples: Examples, characters_per_id: np.ndarray
+) -> list[LMScore]:
+    """Return the score of each example by itself, of no tokens if it does not fit a row.
+
+    `characters_per_id`[V] is that of the tokenizer.
+    """
+    device = model.lm_head.weight.device
+    characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
+    scores = []
+    for index, length in enumerate(examples.lengths(epoch=0).tolist()):
+        score = LMScore()
+        if length:
+            example = examples.example(index, epoch=0)
+            score = _score_rows(model, [[example]], length, characters)
+        scores.append(score)
+    return scores
+
+
+def _score_rows(
+    model: Llama, row_examples: list[list[Example]], row_length: int, characters: Tensor
+) -> LMScore:
+    """Score the answers of examples in rows of `row_length` positions, a list for each row."""
+    batch = collate(row_examples, row_length).to(characters.device)
+    hidden = model.model(
+        batch.ids, positions=batch.positions, mask=batch.attention_mask(), cache=None
+    )
+    scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
+    return _score_hidden(model, scored_hidden, batch.targets, characters)

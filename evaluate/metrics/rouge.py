@@ -149,13 +149,20 @@ def _lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 def bootstrap_mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Return the mean of values[N, …] over N examples, and the ends of its 95 % interval: [3, …].
 
-    The interval is that of the percentile bootstrap (Efron 1979): NUM_RESAMPLES draws of N examples
-    with replacement. All scores of an example are drawn together.
+    The interval is that of the percentile bootstrap, see `resample_means`.
+    """
+    interval = np.percentile(resample_means(values, seed=seed), (2.5, 97.5), axis=0)
+    return np.stack([values.mean(0), *interval])
+
+
+def resample_means(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Return the means of values[N, …] over NUM_RESAMPLES draws of N examples: [resamples, …].
+
+    The examples are drawn with replacement (Efron 1979), all scores of an example together.
     """
     generator = np.random.default_rng(seed)
     resampled_means = []
     for _ in range(NUM_RESAMPLES):
         indices = generator.integers(len(values), size=len(values))
         resampled_means.append(values[indices].mean(0))
-    interval = np.percentile(np.stack(resampled_means), (2.5, 97.5), axis=0)
-    return np.stack([values.mean(0), *interval])
+    return np.stack(resampled_means)

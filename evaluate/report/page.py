@@ -27,6 +27,8 @@ MAX_INTERVALS_SHOWN = 60
 PICTURED_KEYS = {
     "rules": re.compile(r"\.(right|rule_use)$"),
     "rouge-dialogue": re.compile(r"\.rouge\.stripped\.rouge-1$"),
+    # Lengths and losses have another scale.
+    "before-after": re.compile(r"^tasks\..*\.(exact|rouge_1|loops|stopped)\.change$"),
 }
 # Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
@@ -38,11 +40,17 @@ TRAINING_METRICS_NOTE = (
 )
 
 
-def build_report(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
-    """Return the blocks of the page; `page_name` is the prefix of the names of picture files."""
+def build_report(
+    runs: Sequence[RunRecord], page_name: str, first_section: Sequence[Block] = ()
+) -> list[Block]:
+    """Return the blocks of the page; `page_name` is the prefix of the names of picture files.
+
+    `first_section` comes after the description of the runs, before all other sections.
+    """
     return [
         Heading(1, TITLE),
         *_overview_blocks(runs),
+        *first_section,
         *_option_difference_blocks(runs),
         *_training_metric_blocks(runs),
         *_curve_blocks(runs, page_name),

@@ -11,23 +11,23 @@ from evaluate.report.render import Block, Picture, to_html, to_markdown
 from evaluate.report.run_reader import read_run
 
 
-def write_report(run_dirs: Sequence[Path], out: Path) -> None:
+def write_report(run_dirs: Sequence[Path], out: Path, first_section: Sequence[Block] = ()) -> None:
     """Write the report of some runs as OUT.md and OUT.html, with the pictures beside them.
 
-    If `out` is a folder, the files are in it, named report.md and so on. Raises UserError if they
-    cannot be written.
+    `first_section` comes before all other sections. If `out` is a folder, the files are in it,
+    named report.md and so on. Raises UserError if they cannot be written.
     """
     if out.is_dir():
         out = out / REPORT_NAME
-    blocks = build_report([read_run(run_dir) for run_dir in run_dirs], out.name)
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    blocks = build_report(runs, out.name, first_section)
     try:
         files = write_page(out, TITLE, blocks)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written: {error.strerror}; choose another path"
         ) from None
-    runs = "1 run" if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
-    print(f"{runs}, {files}")
+    print(f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'}, {files}")
 
 
 def write_page(out: Path, title: str, blocks: Sequence[Block]) -> str:

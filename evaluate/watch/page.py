@@ -1,16 +1,14 @@
 """The page of a run's checkpoints: curves, figures, and answers side by side."""
 
 from common.run_layout import RESULTS_DIR, WATCH_NAME
-from evaluate.metrics.repetition import is_looping
-from evaluate.predictions import excerpt
+from evaluate.report.answers_table import answers_table
 from evaluate.report.plots import plot_curves
 from evaluate.report.render import Block, Cell, Heading, Paragraph, Picture, Table
 from evaluate.watch.declines import ALPHA
 from evaluate.watch.result import SetResult, WatchResult
 
-# Questions of each set that the page shows, and characters of a question or answer.
+# Questions of each set that the page shows.
 MAX_QUESTIONS_SHOWN = 24
-MAX_CELL_CHARACTERS = 300
 METHOD_NOTE = (
     "All checkpoints were asked the same questions; answers are greedy. Rates have Wilson's 95 % "
     "interval, means that of the bootstrap over questions. Quality is ROUGE-1 (summaries), exact "
@@ -101,20 +99,5 @@ def _set_blocks(result: WatchResult, set_result: SetResult, number: int) -> list
                 f"{RESULTS_DIR}/{WATCH_NAME}.json."
             )
         )
-    references = question_set.references
-    answer_header = [question_set.question_name, *(["true answer"] if references else []), *headers]
-    answer_rows: list[list[Cell]] = []
-    for index, text in enumerate(question_set.texts[:MAX_QUESTIONS_SHOWN]):
-        row: list[Cell] = [excerpt(text, MAX_CELL_CHARACTERS)]
-        if references:
-            row.append(excerpt(references[index], MAX_CELL_CHARACTERS))
-        for answers in set_result.answers:
-            row.append(_format_answer(answers[index].text))
-        answer_rows.append(row)
-    return [*blocks, Table(answer_header, answer_rows)]
-
-
-def _format_answer(text: str) -> str:
-    """Return an answer on one line, cut to its beginning; say if it loops or is empty."""
-    cell = excerpt(text, MAX_CELL_CHARACTERS) or "(empty)"
-    return f"{cell}\n(loops)" if is_looping(text) else cell
+    table = answers_table(question_set, headers, set_result.answers, MAX_QUESTIONS_SHOWN)
+    return [*blocks, table]

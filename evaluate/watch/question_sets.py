@@ -7,13 +7,12 @@ from common.files import read_limited
 from common.run_layout import list_steps, step_folder
 from data.kinds import find_kind
 from data.readers.encoding import describe_encoding
-from data.records import Document, Record
 from data.shards import ShardSet, load_run_shard_sets
 from data.sources import find_source
-from evaluate.input_records import read_usable_records
+from evaluate.input_records import read_split_records, read_usable_records
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.conversations import ChatQuestions, Question
-from evaluate.kinds.documents import BEGINNING_CHARACTERS, TextBeginnings
+from evaluate.kinds.documents import TextBeginnings
 from evaluate.kinds.question_sets import QuestionSet
 from evaluate.metrics.rouge_table import find_rouge_case
 from evaluate.watch.options import WatchOptions
@@ -21,8 +20,6 @@ from model.chat_template.template import TEMPLATE_FILE
 
 # Records of each set that are asked about without --limit.
 DEFAULT_LIMIT = 32
-# No character of UTF-8 has more bytes, and no id stands for less than a byte.
-_MAX_IDS_PER_CHARACTER = 4
 
 
 def load_question_sets(options: WatchOptions) -> list[QuestionSet]:
@@ -93,17 +90,6 @@ def _read_dev_splits(run: Path, limit: int) -> list[QuestionSet]:
 
 def _read_dev_split(shards: ShardSet, limit: int) -> QuestionSet | None:
     """Return the questions of the dev split of a set, None if it has none."""
+    records = read_split_records(shards, "validation", limit)
     label = f"{shards.folder} validation"
-    records: list[Record] = []
-    if shards.kind.is_text:
-        sequences = shards.load_text("validation")
-        tokenizer = shards.load_tokenizer()
-        # One more id for `<bos>`, and one more character, by which a text is known to go on.
-        num_ids = 1 + _MAX_IDS_PER_CHARACTER * (BEGINNING_CHARACTERS + 1)
-        for index in range(min(limit, len(sequences))):
-            ids = sequences.tokens(index, 0, num_ids)
-            records.append(Document(tokenizer.decode(ids.tolist())))
-    else:
-        split = shards.load_records("validation")
-        records += [split.record(index) for index in range(min(limit, len(split)))]
     return find_evaluation(shards.kind).question_set(label, records, find_rouge_case(shards))

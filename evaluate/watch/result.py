@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
 from common.metrics_file import read_metrics
-from evaluate.kinds.question_sets import Measure, QuestionSet
-from evaluate.metrics.proportion import Proportion
-from evaluate.metrics.rouge import bootstrap_mean_interval
+from evaluate.kinds.question_sets import Figure, Measure, QuestionSet, keep_answered
 from evaluate.model_answer import ModelAnswer
 from evaluate.watch.checkpoint_answers import StepAnswers
 from evaluate.watch.declines import (
@@ -22,8 +19,6 @@ from evaluate.watch.declines import (
     find_decline,
     find_falling_pairs,
 )
-
-Figure = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -45,25 +40,15 @@ class SetResult:
 
     @cached_property
     def figures(self) -> dict[str, list[Figure]]:
-        """Return the figure of each step by the key of the measure, with a 95 % interval.
-
-        Rates have Wilson's interval and the keys of `Proportion.to_json`, means that of the
-        bootstrap over questions and the keys `mean`, `low` and `high`.
-        """
+        """Return the figure of each step by the key of the measure, with a 95 % interval."""
         return {
-            measure.key: [_compute_figure(measure, values) for values in self.scores[measure.key]]
+            measure.key: [measure.compute_figure(values) for values in self.scores[measure.key]]
             for measure in self.question_set.measures
         }
 
     def means(self, measure: Measure) -> list[float]:
         """Return the mean score of each step."""
         return [float(values.mean()) for values in self.scores[measure.key]]
-
-
-def _compute_figure(measure: Measure, values: np.ndarray) -> Figure:
-    if measure.is_rate:
-        return Proportion(float(values.sum()), len(values)).to_json()
-    return dict(zip(("mean", "low", "high"), bootstrap_mean_interval(values).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -178,31 +163,10 @@ def build_result(
     `metrics.jsonl` is damaged.
     """
     losses = read_validation_losses(run)
-    sets = []
-    for index, question_set in enumerate(question_sets):
-        by_step = [entry.answers[index] for entry in steps]
-        answered = [
-            number
-            for number in range(len(question_set.questions))
-            if all(answers[number] is not None for answers in by_step)
-        ]
-        num_dropped = len(question_set.questions) - len(answered)
-        if num_dropped:
-            print(f"left out, no room for an answer in the context: {num_dropped:,} questions")
-        if not answered:
-            raise UserError(f"{question_set.label}: no question fits the model's context")
-        sets.append(
-            SetResult(
-                replace(
-                    question_set,
-                    questions=tuple(question_set.questions[number] for number in answered),
-                ),
-                [
-                    [answer for number in answered if (answer := answers[number]) is not None]
-                    for answers in by_step
-                ],
-            )
-        )
+    sets = [
+        SetResult(*keep_answered(question_set, [entry.answers[index] for entry in steps]))
+        for index, question_set in enumerate(question_sets)
+    ]
     return WatchResult(
         run, list(steps), kept_steps, [losses.get(entry.step) for entry in steps], sets
     )

@@ -242,3 +242,21 @@ def test_checkpoints_are_watched_if_a_run_keeps_several(
         ran = measure("--checkpoint", run, "--device", "cpu")
         watched.append([arguments for arguments in ran if arguments[0] == "evaluate.watch"])
     assert watched == [[], [["evaluate.watch", str(run), "--device", "cpu"]]]
+
+
+def test_a_tuned_run_is_compared_with_its_base(
+    shard_set: Path, tmp_path: Path, measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a report without what tuning changed, of another step, or with other options."""
+    run = make_run(tmp_path / "run", shard_set)
+    step = run / "checkpoints" / "step-00000007"
+    step.mkdir(parents=True)
+    write_manifest(step, {"step": 7})
+    monkeypatch.setattr(measure_run, "find_base", lambda _: tmp_path / "base")
+    options = ["--before", str(tmp_path / "base"), "--device", "cpu", "--limit", "20"]
+    for checkpoint in (run, step):
+        *_, report = measure("--checkpoint", checkpoint, "--device", "cpu", "--limit", 20)
+        assert report == [
+            *("evaluate.report", str(checkpoint), "--out", str(run / "report")),
+            *options,
+        ]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from common.files import MANIFEST
+from data.kinds import find_kind
 from data.prepare.options import PrepareOptions
+from data.records import Document
 from data.shards import ShardSet
+from data.sources import find_source
 from evaluate import perplexity
+from evaluate.input_records import read_usable_records
+from evaluate.kinds import find_evaluation
+from evaluate.kinds.documents import EVALUATION, MAX_DOCUMENT_TOKENS
+from evaluate.load_model import load_checkpoint
 from evaluate.metrics.language_model import LMScore, score_stream
 from model.chat_template.template import TEMPLATE_FILE
 from model.checkpoint import weights
@@ -332,3 +340,40 @@ def test_unreadable_record_is_skipped_with_warning(
     )
     output = capsys.readouterr().out
     assert "left out, unreadable: 1 records" in output and "csl.tsv line 9" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [("csl", "summary/csl/dev.tsv"), ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.test.json")],
+)
+def test_scores_of_single_records_add_up(
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path, root: Path, source: str, path: str
+) -> None:
+    """Prevents a loss of other tokens, or of another record, where pairs are compared."""
+    kind = find_kind(find_source(source).kind)
+    inputs = [str(root / "assets" / "sample" / path)]
+    records = read_usable_records(source, inputs, kind, 12)
+    evaluation = find_evaluation(kind)
+    loaded = load_checkpoint(save(model, tokenizer, tmp_path / "x"), None, torch.device("cpu"))
+    scores = evaluation.score_each(loaded, records)
+    total = evaluation.score_files(loaded, source, inputs, 12).score
+    assert len(scores) == 12
+    assert sum(scores, LMScore()) == replace(
+        total, total_nats=pytest.approx(total.total_nats, rel=1e-5)
+    )
+    assert evaluation.score_each(loaded, records[5:6]) == scores[5:6]
+
+
+def test_documents_are_scored_by_themselves(
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Prevents windows that begin in the document before, and hours for a book."""
+    loaded = load_checkpoint(save(model, tokenizer, tmp_path / "x"), None, torch.device("cpu"))
+    texts = ["春天来了。", "村里的人都出门去看花。" * 40, "河水涨了，船来了。" * 1000]
+    scores = EVALUATION.score_each(loaded, [Document(text) for text in texts])
+    for text, score in zip(texts, scores, strict=True):
+        ids = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id])
+        expected = naive(model, ids[:MAX_DOCUMENT_TOKENS], tokenizer.characters_per_id, 256)
+        assert score == replace(expected, total_nats=pytest.approx(expected.total_nats, rel=1e-5))
+    assert scores[2].num_tokens == MAX_DOCUMENT_TOKENS - 1

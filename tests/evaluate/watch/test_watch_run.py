@@ -16,37 +16,27 @@ from evaluate.load_model import load_checkpoint
 from evaluate.report.run_reader import read_run
 from evaluate.watch import __main__ as watch
 from evaluate.watch import checkpoint_answers, page
-from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
+from tests.helpers.passage_questions import (
+    LOOP,
+    PLACES,
+    passage_lessons,
+    question,
+    save_looping_weights,
+    write_passage_corpus,
+)
 from tests.helpers.reports import ReportParser, render_report
 from tests.helpers.training import build_trainer, truncate_tokenizer, write_text_set
 from train.monitoring.metrics_log import MetricsLog
 
 Run = Callable[..., None]
-PLACES = tuple(f"{first}{second}" for first in "河东南北" for second in "山沙桥")
-LOOP = "好" * 24
-
-
-def passage(place: str) -> str:
-    return f"小驼住在{place}。"
-
-
-def question(number: int) -> str:
-    return f"第{number}只住在哪里？"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return conversations about passages in the format of RedGPT."""
-    file = tmp_path_factory.mktemp("corpus") / "redgpt.jsonl"
-    lines = []
-    for number, place in enumerate(PLACES):
-        dialogue = f"Human: {question(number)}\n\nAssistant: {place}"
-        record = {"reference": passage(place), "dialogue": dialogue}
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    file.write_text("".join(lines), encoding="utf-8")
-    return file
+    return write_passage_corpus(tmp_path_factory.mktemp("corpus") / "redgpt.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +47,12 @@ def trained_run(
     run = tmp_path_factory.mktemp("watched") / "run"
     (run / "checkpoints").mkdir(parents=True)
     write_checksummed_json(run / "run.json", {"shards": [], "fingerprints": {"data": []}})
-    lessons = [
-        (Template().encode_prompt(tokenizer, [], question(number), passage(place)), place)
-        for number, place in enumerate(PLACES)
-    ]
-    teach(lessons, step_folder(run, 20))
+    teach(passage_lessons(tokenizer), step_folder(run, 20))
     for step in (10, 30):
         shutil.copytree(step_folder(run, 20), step_folder(run, step))
     model, _ = weights.load_checkpoint(step_folder(run, 20), torch.device("cpu"))
     weights.save_weights(model.init_weights(1), step_folder(run, 10))
-    # The same hidden state for every prompt, and a head that makes one character of it.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.fill_(0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1)
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[tokenizer.encode("好")[-1]] = 1
-    weights.save_weights(model, step_folder(run, 30))
+    save_looping_weights(step_folder(run, 30), tokenizer)
     for step in (10, 20, 30):
         write_manifest(step_folder(run, step), {"step": step})
     log = MetricsLog(run, 0)

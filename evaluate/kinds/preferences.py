@@ -11,6 +11,7 @@ from evaluate.kinds.base import CheckpointScore, Commands, KindEvaluation
 from evaluate.kinds.conversations import EVALUATION as CONVERSATION_EVALUATION
 from evaluate.kinds.question_sets import QuestionSet
 from evaluate.load_model import LoadedCheckpoint
+from evaluate.metrics.language_model import LMScore
 from evaluate.model_answer import ModelAnswer
 
 
@@ -27,6 +28,11 @@ class PreferenceEvaluation(KindEvaluation):
         chosen = [self.as_conversation(records.record(index)) for index in range(len(records))]
         encoded = conversations.KIND.encode_records(loaded.tokenizer, loaded.template, chosen)
         return CONVERSATION_EVALUATION.score_answers(loaded, encoded, label)
+
+    def score_each(self, loaded: LoadedCheckpoint, records: Sequence[Any]) -> list[LMScore]:
+        """Score the preferred answer of each record; see `KindEvaluation`."""
+        chosen = [self.as_conversation(record) for record in records]
+        return CONVERSATION_EVALUATION.score_each(loaded, chosen)
 
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str

@@ -345,14 +345,24 @@ def test_unreadable_record_is_skipped_with_warning(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "path"),
-    [("csl", "summary/csl/dev.tsv"), ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.test.json")],
+    [
+        ("csl", "{sample}/summary/csl/dev.tsv"),
+        ("redgpt", "{sample}/sft/redgpt/RedGPT-Dataset-V1-CN.test.json"),
+        ("preferences", "{tmp}/pairs.jsonl"),
+    ],
 )
 def test_scores_of_single_records_add_up(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, root: Path, source: str, path: str
 ) -> None:
     """Prevents a loss of other tokens, or of another record, where pairs are compared."""
+    pairs = [
+        {"prompt": f"{number}加一等于几？", "chosen": f"等于{number + 1}。", "rejected": "不知道。"}
+        for number in range(12)
+    ]
+    lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     kind = find_kind(find_source(source).kind)
-    inputs = [str(root / "assets" / "sample" / path)]
+    inputs = [path.format(sample=root / "assets" / "sample", tmp=tmp_path)]
     records = read_usable_records(source, inputs, kind, 12)
     evaluation = find_evaluation(kind)
     loaded = load_checkpoint(save(model, tokenizer, tmp_path / "x"), None, torch.device("cpu"))

@@ -5,7 +5,6 @@ content words ("那后来呢？"), or because that passage fits it nearly as wel
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,13 +101,6 @@ class PassageLookup:
         if hits and hits[0].share >= MIN_SHARE:
             return FoundPassage(hits[0])
         return kept if _PRONOUN.search(question) else None
-
-    def find_last(self, questions: Iterable[str]) -> FoundPassage | None:
-        """Return the passage for the last of a conversation's questions, looking up all in turn."""
-        found = None
-        for question in questions:
-            found = self.find(question, found)
-        return found
 
 
 def has_content(question: str) -> bool:

@@ -36,8 +36,20 @@ def find_copied_parts(text: str, passage: str) -> list[tuple[int, int]]:
     from its end. A shorter text is copied as a whole or not at all. No two spans overlap.
     """
     spans = _find_words(text)
-    copied = _find_copied_words(text, spans, passage)
-    return [(spans[first][0], spans[last - 1][1]) for first, last in copied]
+    copied = _find_copied_words(text, spans, passage, _minimum(spans))
+    return _join_words(spans, copied)
+
+
+def find_origins(text: str, passage: str) -> list[tuple[int, int]]:
+    """Return the spans [start, stop) of `passage` that are copied in `text`, in order.
+
+    Each has at least MIN_COPIED characters or, of a shorter text, all that it has.
+    """
+    text_spans = _find_words(text)
+    if not text_spans:
+        return []
+    spans = _find_words(passage)
+    return _join_words(spans, _find_copied_words(passage, spans, text, _minimum(text_spans)))
 
 
 def copied_share(text: str, passage: str) -> float | None:
@@ -48,21 +60,23 @@ def copied_share(text: str, passage: str) -> float | None:
     spans = _find_words(text)
     if not spans:
         return None
-    copied = _find_copied_words(text, spans, passage)
+    copied = _find_copied_words(text, spans, passage, _minimum(spans))
     num_copied = sum(_count_characters(spans[first:last]) for first, last in copied)
     return num_copied / _count_characters(spans)
 
 
 def _find_copied_words(
-    text: str, spans: list[tuple[int, int]], passage: str
+    text: str, spans: list[tuple[int, int]], passage: str, min_characters: int
 ) -> list[tuple[int, int]]:
-    """Return `find_copied_parts` as ranges of words, of which `spans` are those of `text`."""
+    """Return the copied parts of at least so many characters as ranges of words.
+
+    `spans` are those of the words of `text`.
+    """
     passage_words = _cut(passage, _find_words(passage))
     # Each word as one character, so that str.find compares whole words.
     symbols = {word: chr(number) for number, word in enumerate(set(passage_words), _UNKNOWN + 1)}
     target = "".join(symbols[word] for word in passage_words)
     words = "".join(symbols.get(word, chr(_UNKNOWN)) for word in _cut(text, spans))
-    min_characters = min(MIN_COPIED, _count_characters(spans))
     parts = []
     start = 0
     while start < len(words):
@@ -88,6 +102,18 @@ def _find_words(text: str) -> list[tuple[int, int]]:
 def _cut(text: str, spans: list[tuple[int, int]]) -> list[str]:
     folded = fold_text(text)
     return [folded[start:stop] for start, stop in spans]
+
+
+def _join_words(
+    spans: list[tuple[int, int]], ranges: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return the spans of ranges of words, of which `spans` are those of the words."""
+    return [(spans[first][0], spans[last - 1][1]) for first, last in ranges]
+
+
+def _minimum(spans: list[tuple[int, int]]) -> int:
+    """Return how many characters a part of a text with these words has at least."""
+    return min(MIN_COPIED, _count_characters(spans))
 
 
 def _count_characters(spans: list[tuple[int, int]]) -> int:

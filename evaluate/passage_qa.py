@@ -38,9 +38,9 @@ by line ends, the best last. The worst are left out where all do not fit the con
 are found by the conversation so far, the question and the true turns before it; how often the right
 passage is found is printed for the question alone, too.
 
-  python -m data.index --source redgpt --input test.json --out data/indexed/test
+  python -m data.index --source redgpt --input test.json --out indexed/test
   python -m evaluate.passage_qa --checkpoint runs/x --source redgpt --input test.json \\
-      --index data/indexed/test"""
+      --index indexed/test"""
 
 
 def main() -> None:

@@ -42,9 +42,9 @@ from model.decode.generate import max_prompt_tokens
 from model.decode.sampling import Sampling
 
 RETRY_AFTER_SECONDS = 2
-# Shorter than the connection's own timeout, so that the client gets an error before it is closed.
 NO_INDEX_CODE = "no_index"
 NO_INDEX_MESSAGE = "this server has no index of passages: start it with --index DIR"
+# Shorter than the connection's own timeout, so that the client gets an error before it is closed.
 BODY_TIMEOUT_SECONDS = IDLE_TIMEOUT_SECONDS - 5.0
 CLIENT_CLOSED_RESPONSE = Response(status_code=499)  # nobody receives it: the client has gone
 

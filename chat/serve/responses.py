@@ -9,8 +9,7 @@ import orjson
 from chat.prompt import FittedPrompt
 from chat.serve.retrieval import Retrieved
 from chat.serve.sequence import Finish, FinishReason
-from data.copied_parts import copied_share, find_copied_parts
-from data.index.tokens import fold_text
+from data.copied_parts import copied_share, find_copied_parts, find_origins
 
 # The protocol's names of the reasons; it has none for a timeout or a disconnected client.
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -128,7 +127,7 @@ class CompletionResponse:
             fields["copied"] = {
                 "share": copied_share(text, self._reference),
                 "answer_parts": find_copied_parts(text, self._reference),
-                "passage_parts": _find_origins(text, self._passage_text()),
+                "passage_parts": find_origins(text, self._passage_text()),
             }
         return fields
 
@@ -137,20 +136,6 @@ class CompletionResponse:
         passage = self._retrieved.passage if self._retrieved else None
         title_length = len(passage.reference) - len(passage.hit.text) if passage else 0
         return self._reference[title_length:]
-
-
-def _find_origins(text: str, passage: str) -> list[tuple[int, int]]:
-    """Return the spans [start, stop) of `passage` that `text` copies.
-
-    A text of less than `MIN_COPIED` characters has the first place of the whole of it.
-    """
-    parts = find_copied_parts(passage, text)
-    if not parts:
-        for start, stop in find_copied_parts(text, passage):
-            place = fold_text(passage).find(fold_text(text[start:stop]))
-            if place >= 0:
-                parts.append((place, place + stop - start))
-    return parts
 
 
 def encode_sse_event(data: dict[str, Any]) -> bytes:

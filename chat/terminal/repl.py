@@ -62,9 +62,15 @@ class Repl:
     def _answer(self, question: str) -> None:
         """Stream the answer to the console; Ctrl-C stops it and keeps the text so far."""
         session, console = self._session, self._console
-        if session.is_automatic:
-            knowledge.look_up_passage(session, console, question)
-        prompt = session.build_prompt(question)
+        conversations = list(session.conversations)
+        try:
+            if session.is_automatic:
+                knowledge.look_up_passage(session, console, question)
+            prompt = session.build_prompt(question)
+        except ChatError:
+            # The next question follows the one before this, about its passage.
+            session.conversations = conversations
+            raise
         self._note_truncation(prompt)
         pieces: list[str] = []
         if console.is_interactive:

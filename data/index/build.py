@@ -156,5 +156,5 @@ def format_report(report: dict[str, Any], out: Path) -> str:
         f"in {report['seconds']:,.1f} s, with {report['peak_memory'] / 1e6:,.0f} MB of memory",
     ]
     if repeated:
-        lines.append(f"left out, in the index already: {repeated:,} documents")
+        lines.append(f"left out, repeated or in the index already: {repeated:,} documents")
     return "\n".join(lines)

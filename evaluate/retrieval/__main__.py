@@ -18,8 +18,8 @@ other tokens, with the same formula. Questions that were written while looking a
 repeat its words; those of users do so less often.
 
   python -m data.index --source squad --input dev.json --source wikipedia --input wiki/*.parquet \\
-      --out data/indexed/dev
-  python -m evaluate.retrieval --index data/indexed/dev --input dev.json"""
+      --out indexed/dev
+  python -m evaluate.retrieval --index indexed/dev --input dev.json"""
 
 
 def main() -> None:

@@ -95,15 +95,6 @@ def test_pronoun_keeps_the_passage_when_nothing_fits(lookup: PassageLookup) -> N
     assert lookup.find("面积是几平方公里？", before) is None
 
 
-def test_last_question_is_found_through_those_before(lookup: PassageLookup) -> None:
-    """Prevents a server, which remembers nothing, from answering another way than the terminal."""
-    questions = ["西湖上有什么桥？", "它的面积是几平方公里？", "为什么？"]
-    found = lookup.find_last(questions)
-    assert found is not None and found.hit.text == LAKE.text and found.is_kept
-    assert lookup.find_last(["quantum", "为什么？"]) is None
-    assert lookup.find_last([]) is None
-
-
 def test_folder_without_index_is_one_line(tmp_path: Path) -> None:
     """Prevents a traceback, or a line in English alone."""
     with pytest.raises(ChatError, match=r"没有可用的资料库：.*；详情：.*is not an index"):

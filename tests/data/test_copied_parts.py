@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.copied_parts import MIN_COPIED, copied_share, find_copied_parts
+from data.copied_parts import MIN_COPIED, copied_share, find_copied_parts, find_origins
 
 # Few characters, so that texts repeat parts of each other; with all that is folded or skipped.
 TEXTS = st.text(alphabet="甲乙丙國国aAＡ1２ ，。\n", max_size=24)
@@ -96,6 +96,20 @@ def test_what_counts_as_copied() -> None:
     assert copied_share("上海", "") == 0.0
     # A lone surrogate, as from bytes on a command line.
     assert copied_share("上海\udcff", "\udcff上海") == 1.0
+
+
+def test_origins_are_whole_words() -> None:
+    """Prevents a mark in the passage on a part of a number, or beside what the answer copies."""
+    passage = "编号19980的西湖 ，建于1998年，1998 年前无人居住。"
+
+    def origins(text: str) -> list[str]:
+        return [passage[start:stop] for start, stop in find_origins(text, passage)]
+
+    assert origins("1998") == ["1998", "1998"]
+    assert find_origins("1998年", passage)[0][0] == passage.index("1998年")
+    assert origins("西湖，建") == ["西湖 ，建"]
+    assert origins("西湖建于明朝") == ["西湖 ，建于"]
+    assert origins("西湖在东边") == origins("980") == origins("") == origins("……") == []
 
 
 @pytest.mark.parametrize("other", ["甲", "乙"])

@@ -130,6 +130,7 @@ def test_example_fills_reference_and_its_questions_can_be_clicked(
             assert browser.evaluate(questions) == list(example.questions)
             shown = browser.evaluate("document.querySelector('#reference').value")
             assert shown == example.reference
+            assert browser.evaluate("document.querySelector('#about').open"), "it is not seen"
             browser.click("#suggestions button")
             browser.wait_for(f"{LAST_ANSWER} && {IS_READY}")
             request = browser.evaluate("window.sent.pop()")
@@ -140,6 +141,7 @@ def test_example_fills_reference_and_its_questions_can_be_clicked(
         for _ in range(MAX_EXAMPLES - 1):
             browser.click("#example")
         browser.wait_for(f"{questions}[0] === {title.questions[0]!r}")
+        assert not browser.evaluate("document.querySelector('#about').open")
         browser.click("#suggestions button")
         browser.wait_for(f"{LAST_ANSWER} && {IS_READY}")
         request = browser.evaluate("window.sent.pop()")

@@ -44,6 +44,15 @@ def test_each_question_gets_its_passage(chat: Chat, index: Path) -> None:
     assert notes[3].startswith(f"资料：西湖｜{LAKE_TEXT}（得分 ")
 
 
+def test_refused_question_changes_no_passage(chat: Chat, index: Path) -> None:
+    """Prevents a follow-up that is answered from the passage of a question that was too long."""
+    lines = [MAYOR_QUESTION, LAKE_QUESTION * 50, "为什么？", "/资料"]
+    result = chat("\n".join(lines), "--index", str(index))
+    assert "问题太长" in result.err
+    assert "资料：沿用上一段（青禾镇的镇长是白云飞。……）" in result.err
+    assert result.out.splitlines()[-1] == BAI_REFERENCE
+
+
 @pytest.mark.slow
 def test_automatic_passages_end_with_a_given_one(chat: Chat, index: Path) -> None:
     """Prevents a reference of the user that the next question's passage replaces."""

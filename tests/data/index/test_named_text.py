@@ -107,8 +107,10 @@ def test_what_cannot_be_indexed_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_command_without_a_name_indexes_the_sample() -> None:
+def test_command_without_a_name_indexes_the_sample(tmp_path: Path) -> None:
     """Prevents a first index that needs a download."""
-    result = run_command("data.index")
+    # Not indexed/sample of the project, which the test would find there the next time.
+    result = run_command("data.index", "--out", str(tmp_path / "sample"))
     assert result.returncode == 0, result.stderr
-    assert "indexed/sample: 1,502 passages" in result.stdout
+    assert f"{tmp_path / 'sample'}: 1,502 passages" in result.stdout
+    assert "added: 1,502 passages" in result.stdout

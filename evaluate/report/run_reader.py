@@ -201,7 +201,11 @@ class RunRecord:
     def best_point(self, kind: str, key: str) -> Point | None:
         """Return the point with the best finite value, the first of equals; see LOWER_IS_BETTER."""
         points = [point for point in self.curve(kind, key) if math.isfinite(point[1])]
-        sign = 1 if any(word in key for word in LOWER_IS_BETTER) else -1
+        # A term of a reward is higher for better answers, whatever it is called.
+        is_lower_better = not key.startswith("reward") and any(
+            word in key for word in LOWER_IS_BETTER
+        )
+        sign = 1 if is_lower_better else -1
         return min(points, key=lambda point: sign * point[1], default=None)
 
     def newest_samples(self) -> dict[str, tuple[int, str]]:

@@ -11,7 +11,7 @@ import pytest
 from common.errors import UserError
 from evaluate.report.__main__ import main
 from evaluate.report.render import MISSING
-from evaluate.report.run_reader import read_run
+from evaluate.report.run_reader import RunRecord, read_run
 from tests.helpers.processes import run_command
 from tests.helpers.reports import (
     VALIDATION_METRICS,
@@ -140,3 +140,14 @@ def test_a_run_in_progress_can_be_read(two: tuple[Path, Path]) -> None:
     with (two[0] / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     assert render_report(*two).find_row("steps")[0] == "40 of 100 · 3,000 tokens"
+
+
+def test_best_term_of_a_reward_is_the_highest() -> None:
+    """Prevents the step with the most loops as the best one, because few loops are better."""
+    records = [
+        {"kind": "reward", "step": step, "loops": loops, "reward_loops": -loops}
+        for step, loops in ((1, 0.5), (2, 0.1), (3, 0.9))
+    ]
+    run = RunRecord("", {}, {}, {}, records, {})
+    assert run.best_point("reward", "loops") == (2, 0.1)
+    assert run.best_point("reward", "reward_loops") == (2, -0.1)

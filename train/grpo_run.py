@@ -151,7 +151,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
     precision = resolve_precision(
         device, options.precision, is_quantized=options.quantization is not None
     )
-    reference = ReferenceModel()
+    reference = ReferenceModel(has_adapter=uses_lora)
     dev_sets = _build_dev_sets(options, sets, tokenizer, template)
     # What the answers depend on, and their scores.
     group_fingerprint = {

@@ -62,7 +62,7 @@ class GroupObjective(Objective[GroupBatch]):
     ) -> None:
         """Score the dev answers of the initial model, and keep it if need be; see `Objective`."""
         if self._options.kl:
-            self._reference.keep(load_initial_model())
+            self._reference.keep(load_initial_model)
         self._start_scores.load_or_compute(run, load_initial_model, rows=micro_rows)
 
     def count(self, batch: GroupBatch) -> list[int]:

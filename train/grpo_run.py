@@ -151,7 +151,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
     precision = resolve_precision(
         device, options.precision, is_quantized=options.quantization is not None
     )
-    reference = ReferenceModel()
+    reference = ReferenceModel(has_adapter=uses_lora)
     dev_sets = _build_dev_sets(options, sets, tokenizer, template)
     # What the answers depend on, and their scores.
     group_fingerprint = {
@@ -200,7 +200,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
 def _open_sets(data: str, tokenizer: Path, template: Template) -> tuple[MixtureSet, ...]:
     """Open the shard sets of --data; prepare those that are not prepared yet with `tokenizer`.
 
-    Raises UserError if one of them has no questions.
+    Raises UserError if one of them is text; `examples` of its kind refuses pairs.
     """
     names, _weights = parse_mixture(data)
     if REPLAY in names:
@@ -211,11 +211,10 @@ def _open_sets(data: str, tokenizer: Path, template: Template) -> tuple[MixtureS
 
     def open_set(_index: int, name: str) -> ShardSet:
         shards = open_named_set(name, tokenizer)
-        if shards.kind.is_text or not find_evaluation(shards.kind).has_questions:
-            command = "pretrain" if shards.kind.is_text else "dpo"
+        if shards.kind.is_text:
             raise UserError(
                 f"--data {name}: holds {shards.kind.name}, not questions with one true answer: "
-                f"train on it with make {command} (python -m train.{command})"
+                "train on it with make pretrain (python -m train.pretrain)"
             )
         return shards
 

@@ -165,9 +165,8 @@ class RolloutLoader(BatchLoader[PromptPlan]):
         # In evaluation mode one snapshot of the weights serves all batches of answers.
         self._model.eval()
         drawn = draw_answers(self._model, prompts, seeds, self._group_options)
-        eos_id = self._model.config.eos_token_id
         groups = [
-            build_group(self._scorer, prompt, answers, eos_id)
+            build_group(self._scorer, prompt, answers)
             for prompt, answers in zip(prompts, drawn, strict=True)
         ]
         score = (groups, self._options.sequence_length, micro_rows, self._precision)
@@ -206,13 +205,12 @@ def draw_answers(
         raise UserError(f"no answers can be drawn: {error}: lower --optimizer.lr") from None
 
 
-def build_group(
-    scorer: AnswerScorer, prompt: Prompt, drawn: Sequence[DecodedAnswer], eos_id: int
-) -> Group:
+def build_group(scorer: AnswerScorer, prompt: Prompt, drawn: Sequence[DecodedAnswer]) -> Group:
     """Return the group of all answers to a prompt, with their advantages.
 
-    An answer that the limit of length ended is scored and learned from like the others, without an
-    <eos> that the model did not write.
+    The ids of an answer are those that were drawn, with the stop id that ended it: of several, the
+    others did not. An answer that the limit of length ended is scored and learned from like the
+    others, without an <eos> that the model did not write.
     """
     answers = scorer.read(prompt, drawn)
     terms = scorer.score(prompt, answers)
@@ -231,7 +229,7 @@ def build_group(
             answer.has_eos,
             is_looping(answer.text),
         ]
-        ids = [*decoded.ids, eos_id] if decoded.reached_stop_id else decoded.ids
+        ids = [*decoded.ids, *([] if decoded.stop_id is None else [decoded.stop_id])]
         samples.append(
             Sample(
                 np.array(ids, np.int64),

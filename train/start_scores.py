@@ -134,9 +134,8 @@ class StartScores:
             for index in range(len(dev_set.prompts))
         ]
         drawn = draw_answers(model, dev_set.prompts, seeds, self._options.grpo)
-        eos_id = model.config.eos_token_id
         groups = [
-            build_group(self._scorer, prompt, answers, eos_id)
+            build_group(self._scorer, prompt, answers)
             for prompt, answers in zip(dev_set.prompts, drawn, strict=True)
         ]
         for sample, log_probs in score_samples(

@@ -27,7 +27,7 @@ class Sample:
     model that the run started from. Without the former, they are those of the model in training.
     """
 
-    ids: np.ndarray  # int64[n], with <eos> unless the limit of length ended it
+    ids: np.ndarray  # int64[n], with its stop id unless the limit of length ended it
     advantage: float
     measures: np.ndarray  # fp64[m]
     old_log_probs: np.ndarray | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import sha256_file
 from evaluate.maths.numbers import last_number
 from evaluate.metrics.answer_measures import (
@@ -44,6 +45,9 @@ MEASURES: dict[str, AnswerMeasure] = {
     "truncated": _truncated,
 }
 
+# The logs have figures of the whole reward with these names: reward_std, reward_low, reward_high.
+_RESERVED_LABELS = ("std", "low", "high")
+
 
 @dataclass(frozen=True)
 class RewardTerm:
@@ -63,15 +67,22 @@ class RewardTerm:
 def build_rewards(rewards: str) -> tuple[RewardTerm, ...]:
     """Return the terms of rewards such as `rouge:1,mine.py:score`.
 
-    Raises UserError if a function of the user cannot be loaded.
+    Raises UserError if a function of the user cannot be loaded, or has a name that is taken.
     """
-    terms = []
+    terms: list[RewardTerm] = []
     for name, weight in parse_rewards(rewards).items():
         if name in MEASURES:
             terms.append(RewardTerm(name, weight, _without_prompt(MEASURES[name]), name))
         else:
             path, _ = split_user_reward(name)
             terms.append(RewardTerm(name, weight, load_user_reward(name), sha256_file(path)))
+    labels = [term.label for term in terms]
+    for label in labels:
+        if labels.count(label) > 1 or label in _RESERVED_LABELS:
+            raise UserError(
+                f"--grpo.rewards {rewards}: logs have another reward_{label}: rename the function "
+                f"{label}"
+            )
     return tuple(terms)
 
 

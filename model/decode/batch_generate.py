@@ -4,7 +4,7 @@ A prompt gets the ids that it would get alone, except for the rounding of sums i
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class DecodedAnswer:
     ids: list[int]
     reached_stop_id: bool
     """False if the limit of length ended it."""
+    stop_id: int | None = field(default=None, compare=False)
+    """The stop id of a sampled answer; a model may have several."""
 
 
 @torch.inference_mode()

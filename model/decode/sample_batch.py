@@ -68,7 +68,10 @@ def sample_batch(
         _answer_rows(model, prompts, rows)
         if on_progress:
             on_progress(len(rows))
-    return [[DecodedAnswer(each.ids, each.reached_stop_id) for each in group] for group in answers]
+    return [
+        [DecodedAnswer(each.ids, each.stop_id is not None, each.stop_id) for each in group]
+        for group in answers
+    ]
 
 
 @dataclass(eq=False)
@@ -80,7 +83,7 @@ class _SampledAnswer:
     seed: int
     limit: int
     ids: list[int] = field(default_factory=list)
-    reached_stop_id: bool = False
+    stop_id: int | None = None
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -92,7 +95,7 @@ class _SampledAnswer:
     @property
     def is_finished(self) -> bool:
         """Return whether a stop id or the limit has ended the answer."""
-        return self.reached_stop_id or len(self.ids) >= self.limit
+        return self.stop_id is not None or len(self.ids) >= self.limit
 
     def draw(self, logits: Tensor, stop_ids: Sequence[int]) -> None:
         """Draw the next id from logits[V] (fp32, on the CPU); a stop id is not appended."""
@@ -101,7 +104,7 @@ class _SampledAnswer:
         logits = process_logits(self._processors, logits[None], generated)[0]
         next_id = sample_token(logits, self.sampling, self._generator)
         if next_id in stop_ids:
-            self.reached_stop_id = True
+            self.stop_id = next_id
         else:
             self.ids.append(next_id)
 

@@ -15,7 +15,7 @@ from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from model.checkpoint import weights
-from model.checkpoint.locate import find_newest_step
+from model.checkpoint.locate import ADAPTER_WEIGHTS_FILE, find_newest_step
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -23,6 +23,7 @@ from tests.fault_injection.child import run_in_test_process
 from tests.helpers.preferences import write_pairs
 from tests.helpers.processes import CommandProcess, PauseAfterStep
 from tests.helpers.training import (
+    QLORA,
     TINY_SHAPE,
     checkpoint_bytes,
     comparable_records,
@@ -98,6 +99,26 @@ def test_killed_run_resumes_bit_identically(options: dict[str, Any], tmp_path: P
     assert comparable_records(killed) == comparable_records(whole)
     train = [record for record in comparable_records(whole) if record["kind"] == "train"]
     assert [record["step"] for record in train] == [1, 3, 6, 8]
+
+
+def test_killed_qlora_run_resumes_bit_identically(options: dict[str, Any], tmp_path: Path) -> None:
+    """Catch a reference of other weights than the 4-bit ones, and moments that a resume changes."""
+    options = {**options, **QLORA, "optimizer.lr": 0.01, "log_every": 1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert "its layers in NF4" in learn(whole, options)
+    arguments = to_arguments({"run": killed, **options})
+    process = CommandProcess("train.dpo", *arguments, fault=PauseAfterStep(4))
+    process.send_signal_when(signal.SIGKILL, lambda: 3 in list_steps(killed))
+    assert process.wait().returncode == -signal.SIGKILL
+    done = CommandProcess("train.dpo", *arguments).wait()
+    assert done.returncode == 0 and "continues after step 3" in done.stdout, done.stderr
+    files = [checkpoint_bytes(run, LAST_STEP, ADAPTER_WEIGHTS_FILE) for run in (killed, whole)]
+    assert files[0] == files[1]
+    records = comparable_records(whole)
+    assert comparable_records(killed) == records
+    margins = [record["margin"] for record in records if record["kind"] == "train"]
+    # At first the model is its reference, up to the rounding of bf16.
+    assert abs(margins[0]) < 0.02 < margins[-1]
 
 
 def test_pairs_are_learned_and_measured(options: dict[str, Any], tmp_path: Path) -> None:

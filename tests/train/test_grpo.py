@@ -16,7 +16,7 @@ from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from model.checkpoint import weights
-from model.checkpoint.locate import find_newest_step
+from model.checkpoint.locate import ADAPTER_WEIGHTS_FILE, WEIGHTS_FILE, find_newest_step
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -24,6 +24,7 @@ from tests.fault_injection.child import run_in_test_process
 from tests.helpers.processes import CommandProcess, PauseAfterStep
 from tests.helpers.questions import write_questions
 from tests.helpers.training import (
+    QLORA,
     TINY_SHAPE,
     checkpoint_bytes,
     comparable_records,
@@ -117,7 +118,9 @@ def build_trainer(run: Path, options: dict[str, Any], **changes: Any) -> Trainer
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"grpo.updates": 2, "grpo.kl": 0.1}], ids=["once", "twice"]
+    "changes",
+    [{}, {"grpo.updates": 2, "grpo.kl": 0.1}, {"grpo.updates": 2, "grpo.kl": 0.1, **QLORA}],
+    ids=["once", "twice", "qlora"],
 )
 def test_killed_run_resumes_bit_identically(
     options: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
@@ -138,7 +141,8 @@ def test_killed_run_resumes_bit_identically(
         shutil.rmtree(base)
     done = CommandProcess("train.grpo", *arguments).wait()
     assert done.returncode == 0 and "continues after step 3" in done.stdout, done.stderr
-    assert checkpoint_bytes(killed, LAST_STEP) == checkpoint_bytes(whole, LAST_STEP)
+    file = ADAPTER_WEIGHTS_FILE if "adapter" in changes else WEIGHTS_FILE
+    assert checkpoint_bytes(killed, LAST_STEP, file) == checkpoint_bytes(whole, LAST_STEP, file)
     records = comparable_records(whole)
     assert comparable_records(killed) == records
     train = [record for record in records if record["kind"] == "train"]

@@ -23,7 +23,7 @@ from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter
 from model.tokenizer.base import Tokenizer
 from tests.fault_injection.child import run_in_test_process
 from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
-from tests.helpers.training import checkpoint_bytes, to_arguments
+from tests.helpers.training import QLORA, checkpoint_bytes, to_arguments
 from train.autotune import count_trainable_parameters
 from train.monitoring.throughput import training_flops_per_token
 from train.optimizer import OptimizerOptions, build_optimizers
@@ -109,16 +109,7 @@ def test_killed_lora_run_resumes_bit_identically(
 @pytest.mark.slow
 def test_killed_qlora_run_resumes_bit_identically(options: dict[str, Any], tmp_path: Path) -> None:
     """Catch 4-bit weights, 8-bit moments or dropout of repeated layers that a resume changes."""
-    qlora = {
-        **options,
-        "quantize": "nf4",
-        "precision": "auto",
-        "optimizer.name": "adamw8bit",
-        "gradient_checkpointing": True,
-        "lora.dtype": "bf16",
-        "lora.rank": 64,
-        "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
-    }
+    qlora = {**options, **QLORA}
     whole, run = tmp_path / "whole", tmp_path / "run"
     output = run_in_test_process("train.sft", to_arguments({"run": whole, **qlora}))
     assert "the rest is frozen, its layers in NF4" in output

@@ -27,8 +27,11 @@ def build(tokenizer: Tokenizer, answers: Sequence[tuple[str, bool]], rewards: st
     scorer = AnswerScorer(tokenizer, Template(), [EVALUATION], build_rewards(rewards))
     true_answer = np.array([*tokenizer.encode("好"), EOS_ID])
     prompt = Prompt(0, np.array(tokenizer.encode("问")), true_answer)
-    drawn = [DecodedAnswer(tokenizer.encode(text), has_eos) for text, has_eos in answers]
-    return build_group(scorer, prompt, drawn, EOS_ID)
+    drawn = [
+        DecodedAnswer(tokenizer.encode(text), has_eos, EOS_ID if has_eos else None)
+        for text, has_eos in answers
+    ]
+    return build_group(scorer, prompt, drawn)
 
 
 def test_advantage_is_the_reward_less_the_mean_of_the_group(tokenizer: Tokenizer) -> None:

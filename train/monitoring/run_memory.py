@@ -1,5 +1,6 @@
 """The memory plan of a run that is about to start."""
 
+import math
 from typing import Any
 
 from common.machine import resident_memory_bytes
@@ -39,18 +40,20 @@ def plan_run_memory(
 ) -> MemoryPlan:
     """Return the plan of a run, with what is resident now in place of an idle process.
 
-    The first step tells how many positions have a loss, and whether rows hold several examples.
+    A typical step tells how many positions have a loss, and whether rows hold several examples.
     """
-    micro_batches = batches.micro_batches(0, compute_plan.micro_rows)
+    # The batches of a step may be answers that are not drawn yet.
+    batch = batches.typical_batch()
+    micro_batches = math.ceil(len(batch.ids) / compute_plan.micro_rows)
     workload = describe_run(
         model,
         compute_plan,
         options,
-        micro_batches=len(micro_batches),
-        targets=max(len(batch.targets) for batch in micro_batches),
-        is_packed=any(batch.segments is not None for batch in micro_batches),
+        micro_batches=micro_batches,
+        targets=math.ceil(len(batch.targets) / micro_batches),
+        is_packed=batch.segments is not None,
         # An evaluation of text continues one prompt, one of answers as many as `generate_batch`.
-        answer_rows=1 if micro_batches[0].loss_indices is None else ANSWER_ROWS,
+        answer_rows=1 if batch.loss_indices is None else ANSWER_ROWS,
     )
     # The model exists already, so its weights are in the resident memory too.
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())

@@ -1,8 +1,11 @@
 """The rewards of answers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from evaluate.metrics.rouge import compute_rouge
 from evaluate.model_answer import ModelAnswer
 from evaluate.rewards.options import REWARD_DESCRIPTIONS
@@ -52,3 +55,17 @@ def test_terms_are_summed_by_weight() -> None:
     expected = compute_rouge("雨停了", "大雨停了", case="lower")["l"].f
     np.testing.assert_allclose(scores, [[1, 1], [0, expected]], atol=1e-6)
     np.testing.assert_allclose(sum_terms(terms, scores), [2.5, 0.5 * expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["low", "std", "exact", "score"])
+def test_functions_with_a_name_that_is_taken_are_refused(tmp_path: Path, name: str) -> None:
+    """Prevents a log in which two rewards are added up, and a TypeError at the first evaluation."""
+    for file in ("a.py", "b.py"):
+        code = f"def {name}(prompt, answer, reference):\n    return 0\n"
+        (tmp_path / file).write_text(code, encoding="utf-8")
+    rewards = f"exact,{tmp_path}/a.py:{name}"
+    if name == "score":
+        build_rewards(rewards)
+        rewards += f",{tmp_path}/b.py:{name}"
+    with pytest.raises(UserError, match=f"another reward_{name}: rename the function {name}"):
+        build_rewards(rewards)

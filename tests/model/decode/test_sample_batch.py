@@ -62,6 +62,15 @@ def test_answers_are_those_of_each_prompt_alone(shape: str, name: str) -> None:
     assert len(lengths) > 1
 
 
+def test_stop_id_is_the_one_that_was_drawn() -> None:
+    """Prevents a model with several that learns from one that it did not write."""
+    model = random_llama(stop_weight=3.0, **SHAPES["several stop ids"])
+    (answers,) = sample_batch(model, [[5, 6]], [range(60)], Sampling(), max_new_tokens=24)
+    stop_ids = {answer.stop_id for answer in answers if answer.reached_stop_id}
+    assert stop_ids == set(model.config.stop_ids)
+    assert all((answer.stop_id is None) == (not answer.reached_stop_id) for answer in answers)
+
+
 def test_samples_differ_and_greedy_ones_do_not() -> None:
     """Prevents rows that share a generator, so that all samples of a prompt are the same."""
     model = random_llama(stop_weight=0.0)

@@ -176,6 +176,10 @@ def _compare_task(task: Task, before: Outcome, after: Outcome, number: int) -> T
     question_set = task.question_set
     answers: list[list[ModelAnswer]] = []
     changes = []
+    pairs = list(zip(before.answers[number], after.answers[number], strict=True))
+    if question_set is not None and all(None in pair for pair in pairs):
+        print(f"{task.label}: no question fits the context of both models: only the loss is left")
+        question_set = None
     if question_set is not None:
         question_set, answers = keep_answered(
             question_set, [before.answers[number], after.answers[number]]

@@ -14,6 +14,7 @@ from common.run_layout import step_folder
 from data.prepare.options import PrepareOptions
 from data.shards import ShardSet
 from evaluate.before_after import compare, tasks
+from evaluate.kinds.conversations import ChatQuestions
 from evaluate.load_model import load_checkpoint
 from evaluate.report import __main__ as report
 from evaluate.report import page
@@ -191,6 +192,20 @@ def test_both_are_scored_on_the_same_text(
     for before, after in compared:
         assert [score.num_tokens for score in before] == [score.num_tokens for score in after]
         assert 0 < before[0].num_tokens < 10
+
+
+@pytest.mark.slow
+def test_questions_without_room_leave_the_loss(
+    runs: Path, report_before: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a run on short rows without a report, because its base reads long passages."""
+    monkeypatch.setattr(
+        ChatQuestions, "generate", lambda self, loaded, chunk, **options: [None] * len(chunk)
+    )
+    results = report_before("base", "tuned")
+    [task] = results["tasks"].values()
+    assert task.keys() == {"data", "loss"} and results["answers"] == []
+    assert "forgot" in results["conclusions"]
 
 
 def test_pairs_that_cannot_be_compared_are_refused(

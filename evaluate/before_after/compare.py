@@ -31,7 +31,8 @@ from evaluate.options import ReportOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.report.render import Block
 from evaluate.result import EvalResult, report_result
-from model.checkpoint import locate
+from model.checkpoint import locate, weights
+from model.llama import Llama
 from model.tokenizer import load_tokenizer
 
 # Number of answers that are decoded together.
@@ -116,8 +117,11 @@ def _measure_model(
 ) -> Outcome:
     """Return the answers and the scores of one model, which `name` tells from the other."""
     loaded = load_checkpoint(path, options.quantize, device)
+    assert options.before is not None
+    _limit_context(loaded.model, [options.before, options.runs[0]])
     # The digest tells the results of these weights from those of a run that was trained again.
-    identity = json.dumps(loaded.identity, sort_keys=True).encode()
+    depends_on = {**loaded.identity, "context": loaded.model.trained_context}
+    identity = json.dumps(depends_on, sort_keys=True).encode()
     digest = hashlib.sha256(identity).hexdigest()[:8]
     answers: list[list[ModelAnswer | None]] = []
     scores = []
@@ -148,6 +152,17 @@ def _measure_model(
     return Outcome(loaded.provenance, answers, scores)
 
 
+def _limit_context(model: Llama, checkpoints: Sequence[Path]) -> None:
+    """Lower a model's `trained_context` to the shortest of the checkpoints'.
+
+    Otherwise the loss of one model would be of more text than that of the other: of later answers,
+    and of articles that are cut less.
+    """
+    for checkpoint in checkpoints:
+        for folder in locate.adapter_chain(checkpoint):
+            weights.apply_adapter_length(model, folder)
+
+
 def _score_rows(
     loaded: LoadedCheckpoint, task: Task, records: Sequence[Any]
 ) -> list[tuple[float, int]]:
@@ -161,6 +176,10 @@ def _compare_task(task: Task, before: Outcome, after: Outcome, number: int) -> T
     question_set = task.question_set
     answers: list[list[ModelAnswer]] = []
     changes = []
+    pairs = list(zip(before.answers[number], after.answers[number], strict=True))
+    if question_set is not None and all(None in pair for pair in pairs):
+        print(f"{task.label}: no question fits the context of both models: only the loss is left")
+        question_set = None
     if question_set is not None:
         question_set, answers = keep_answered(
             question_set, [before.answers[number], after.answers[number]]

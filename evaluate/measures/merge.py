@@ -47,16 +47,11 @@ def compare_merges(options: MergeOptions) -> None:
     scores: dict[str, LMScore] = {}
     for name, load in _loaders(folder, device, _DTYPES[options.dtype]).items():
         print(f"{name}: ", end="", flush=True)
-        # One at a time: each of them may be most of the memory.
-        model = load()
-        # All in rows of one length, though the base may have been trained on longer ones.
-        weights.apply_adapter_length(model, folder)
-        loaded = LoadedCheckpoint(folder, model, load_tokenizer(folder), provenance)
-        scores[name] = _score(loaded, shard_sets, options.limit)
-    if not scores[_TRAINED].num_tokens:
-        raise UserError(
-            f"--checkpoint {options.checkpoint}: its dev splits have no answer that fits a row"
-        )
+        scores[name] = _score_model(load, folder, provenance, shard_sets, options.limit)
+        if not scores[name].num_tokens:
+            raise UserError(
+                f"--checkpoint {options.checkpoint}: its dev splits have no answer that fits a row"
+            )
     metrics = {name: score.compute_metrics() for name, score in scores.items()}
     trained_loss = metrics[_TRAINED]["loss"]
     lines = [f"{'':25}{'loss':>8}{'against trained':>17}{'perplexity':>12}{'accuracy':>10}"]
@@ -82,24 +77,46 @@ def _loaders(
     """Return what loads each of the models that are compared, by its name in the table."""
     base = locate.resolve_base(folder)
 
-    def rounded(model: Llama) -> Llama:
-        return model.to(dtype).float()
-
     return {
         "base": lambda: weights.load_checkpoint(base, device)[0],
         "base in nf4": lambda: load_quantized(base, device, torch.float32),
         _TRAINED: lambda: load_with_adapter(folder, device, torch.float32),
-        "merged into dequantized": lambda: rounded(
-            weights.load_checkpoint(folder, device, merge="dequantized")[0]
+        "merged into dequantized": lambda: _round_weights(
+            weights.load_checkpoint(folder, device, merge="dequantized")[0], dtype
         ),
-        "merged into original": lambda: rounded(
-            weights.load_checkpoint(folder, device, merge="original")[0]
+        "merged into original": lambda: _round_weights(
+            weights.load_checkpoint(folder, device, merge="original")[0], dtype
         ),
     }
 
 
-def _score(loaded: LoadedCheckpoint, shard_sets: list[ShardSet], limit: int | None) -> LMScore:
-    """Return the score of a model on the dev splits."""
+@torch.no_grad()
+def _round_weights(model: Llama, dtype: torch.dtype) -> Llama:
+    """Round the weights of a model as an export in `dtype` does, in place; return the model.
+
+    `Module.to` would round the table of rotary embeddings as well, which no export holds.
+    """
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return model
+
+
+def _score_model(
+    load: Callable[[], Llama],
+    folder: Path,
+    provenance: dict[str, Any],
+    shard_sets: list[ShardSet],
+    limit: int | None,
+) -> LMScore:
+    """Load a model, and return its score on the dev splits.
+
+    A function of its own, so that a model is freed before the next one is loaded: each of them may
+    be most of the memory.
+    """
+    model = load()
+    # All in rows of one length, though the base may have been trained on longer ones.
+    weights.apply_adapter_length(model, folder)
+    loaded = LoadedCheckpoint(folder, model, load_tokenizer(folder), provenance)
     total = LMScore()
     for shards in shard_sets:
         evaluation = find_evaluation(shards.kind)

@@ -1,43 +1,50 @@
 """`python -m evaluate.merge` on a run of QLoRA: the trained loss, and those of both merges."""
 
 import json
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
+from evaluate.measures import merge
 from evaluate.measures.merge import compare_merges
 from evaluate.options import MergeOptions
 from model.checkpoint import weights
 from model.config import LlamaConfig
+from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from tests.fault_injection.child import run_in_test_process
 from tests.helpers.training import to_arguments
 
+# The weights are large enough to lose by 4 bits.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+
 
 @pytest.fixture(scope="module")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """A run of a few steps, beside a base whose weights are large enough to lose by 4 bits."""
+    """A run of a few steps, beside a random base."""
     folder = tmp_path_factory.mktemp("merge")
     sample = root / "assets" / "sample" / "summary" / "csl"
     source = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
     options = PrepareOptions(workers=1, limit=20)
     prepare_groups([source], folder / "csl", root / "assets/tokenizer", options)
     (folder / "base").mkdir()
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
+    config = LlamaConfig(tokenizer.vocab_size, **SHAPE)
     weights.save_checkpoint(Llama(config).init_weights(0), tokenizer, folder / "base")
     arguments: dict[str, Any] = {
         "run": folder / "run",
@@ -81,3 +88,39 @@ def test_table_has_the_losses_of_training_and_of_both_merges(
     assert 0 < abs(difference) < 0.05
     printed = capsys.readouterr().out
     assert f"adapter beside nf4{trained:15.4f}" in printed and "rounded to bfloat16" in printed
+
+
+@pytest.mark.slow
+def test_models_are_in_memory_one_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catch a model that is kept while the next one is loaded, which is twice the memory."""
+    loaded: list[weakref.ref[Llama]] = []
+    make_loaders = merge._loaders
+
+    def watch(load: Callable[[], Llama]) -> Callable[[], Llama]:
+        def watched() -> Llama:
+            assert all(model() is None for model in loaded)
+            model = load()
+            loaded.append(weakref.ref(model))
+            return model
+
+        return watched
+
+    monkeypatch.setattr(
+        merge,
+        "_loaders",
+        lambda *arguments: {name: watch(load) for name, load in make_loaders(*arguments).items()},
+    )
+    compare_merges(MergeOptions(checkpoint=run, device="cpu", limit=2))
+    assert len(loaded) == 5
+
+
+def test_rounding_is_that_of_an_export(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Catch positions that are rounded with the weights: an export holds no rotary table."""
+    config = LlamaConfig(tokenizer.vocab_size, **SHAPE)
+    weights.save_checkpoint(Llama(config).init_weights(0), tokenizer, tmp_path)
+    export_hf(tmp_path, tmp_path / "export", dtype="bfloat16")
+    cpu = torch.device("cpu")
+    exported, _ = weights.load_checkpoint(tmp_path / "export", cpu)
+    rounded = merge._round_weights(weights.load_checkpoint(tmp_path, cpu)[0], torch.bfloat16)
+    ids = torch.arange(300, 400)[None]
+    assert torch.equal(rounded(ids), exported(ids))

@@ -14,10 +14,12 @@ from common.run_layout import step_folder
 from data.prepare.options import PrepareOptions
 from data.shards import ShardSet
 from evaluate.before_after import compare, tasks
+from evaluate.kinds.conversations import ChatQuestions
 from evaluate.load_model import load_checkpoint
 from evaluate.report import __main__ as report
 from evaluate.report import page
 from model.tokenizer.base import Tokenizer
+from tests.helpers.hf_checkpoints import update_json
 from tests.helpers.passage_questions import (
     LOOP,
     PLACES,
@@ -164,6 +166,46 @@ def test_an_interrupted_call_goes_on(
     printed = capsys.readouterr().out
     assert printed.count("12 of 12 were done before") == 2
     assert results["answers"][0]["after"] == [LOOP] * 12
+
+
+@pytest.mark.slow
+def test_both_are_scored_on_the_same_text(
+    runs: Path,
+    report_before: Callable[..., dict[str, Any]],
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prevents a loss of two answers before and of one after, from models of different lengths."""
+    dialogue = f"Human: {question(0)}\n\nAssistant: 山{'水' * 150}"
+    first_turn = f"Human: {question(1)}\n\nAssistant: 河\n\n"
+    record = {"reference": "小驼住在山。", "dialogue": first_turn + dialogue}
+    (runs / "long.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
+    monkeypatch.setattr(tasks, "find_test_split", lambda _: ("redgpt", [runs / "long.jsonl"]))
+    step = step_folder(runs / "tuned", 5)
+    update_json(step, trained_length=64)
+    write_manifest(step, {"step": 5})
+    compared = []
+    monkeypatch.setattr(compare, "compare_losses", lambda measure, *scores: compared.append(scores))
+    for pair in (("base", "tuned"), ("tuned", "base")):
+        report_before(*pair)
+    assert len(compared) == 2
+    for before, after in compared:
+        assert [score.num_tokens for score in before] == [score.num_tokens for score in after]
+        assert 0 < before[0].num_tokens < 10
+
+
+@pytest.mark.slow
+def test_questions_without_room_leave_the_loss(
+    runs: Path, report_before: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a run on short rows without a report, because its base reads long passages."""
+    monkeypatch.setattr(
+        ChatQuestions, "generate", lambda self, loaded, chunk, **options: [None] * len(chunk)
+    )
+    results = report_before("base", "tuned")
+    [task] = results["tasks"].values()
+    assert task.keys() == {"data", "loss"} and results["answers"] == []
+    assert "forgot" in results["conclusions"]
 
 
 def test_pairs_that_cannot_be_compared_are_refused(

@@ -235,6 +235,10 @@ def test_alpaca_template_renders_the_prompt_of_anima(
     )
     prompt = template.encode_prompt(tokenizer, [], "把这句话译成英文")
     assert prompt[0] == tokenizer.bos_id and tokenizer.decode(prompt[1:]) == expected
+    # It has no system message: a passage, or a system text, stands in the instruction.
+    prompt = template.encode_prompt(tokenizer, [], "译成英文", "小驼在河东。", "答得简短。")
+    assert tokenizer.eos_id not in prompt
+    assert tokenizer.decode(prompt[1:]).startswith(expected.partition("把")[0])
 
 
 @pytest.mark.slow

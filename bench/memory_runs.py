@@ -27,8 +27,9 @@ from model.loss import LossPath
 from model.precision import Precision
 from model.tokenizer import load_tokenizer
 from train.memory_report import idle_process_bytes
-from train.monitoring.memory_plan import OptimizerName, Workload, plan_memory
-from train.options import PretrainOptions
+from train.monitoring.memory_plan import Workload, plan_memory
+from train.objective import CrossEntropy
+from train.options import OptimizerName, PretrainOptions
 from train.pretrain_eval import TextEvaluator
 from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
 from train.run.spec import RunSpec, TrainingPlan
@@ -245,6 +246,7 @@ def measure(configuration: Configuration, base: Path | None) -> int:
             model_name=configuration.preset,
             lora=configuration.lora,
             data=RandomData(RandomBatches(configuration)),
+            objective=CrossEntropy(),
             evaluator=TextEvaluator(options, tokenizer, [shards.load_text("validation")]),
             command_fingerprints={},
         )

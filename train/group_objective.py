@@ -34,6 +34,7 @@ class GroupObjective(Objective[GroupBatch]):
     measures_every_step = True
     # The mean advantage is 0, and the loss with it, whatever the model has learned.
     has_loss_level = False
+    uses_loss_path = False
 
     def __init__(
         self,

@@ -6,18 +6,47 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.options import Options, OutputFile
-from model.lora_options import LoraOptions
-from train.options import ModelOptions
+from model.lora_options import LoraOptions, Quantization
+from train.options import ModelOptions, OptimizerName
 
 
 class PlannedOptimizer(Options):
     """The option of the group `optimizer` that memory depends on."""
 
-    name: Literal["muon", "adamw", "adamw-8bit", "adamw-paged"] = Field(
+    name: OptimizerName = Field(
         "muon",
-        description="muon and adamw as in training; adamw-8bit: moments of 8 bits; adamw-paged: "
-        "moments in the memory of the host",
+        description="as in training; paged_adamw8bit: for a GPU without the moments, which move to "
+        "the host when it is full",
     )
+
+
+class PlannedEvaluation(Options):
+    """The options of the group `evaluation` that memory depends on."""
+
+    examples: int = Field(100, ge=0, description="questions that an evaluation answers, if packed")
+    max_new_tokens: int = Field(100, gt=0, description="longest answer, or sample of text")
+
+
+class PlannedPairs(Options):
+    """The option of the group `dpo` that memory depends on."""
+
+    loss: Literal["none", "sigmoid", "simpo"] = Field(
+        "none", description="the loss of train.dpo; none: for another command"
+    )
+
+
+class PlannedGroups(Options):
+    """The options of the group `grpo` that memory depends on."""
+
+    prompts: int = Field(
+        0, ge=0, description="questions that train.grpo answers at a time; 0: for another command"
+    )
+    samples: int = Field(8, ge=2, le=1024, description="answers to each")
+    max_new_tokens: int = Field(48, gt=0, description="longest answer")
+    kl: float = Field(
+        0.0, ge=0, lt=1000, description="above 0 and without an adapter: a second model"
+    )
+    batch: int = Field(128, gt=0, description="answers that are decoded together")
 
 
 class MemoryOptions(Options):
@@ -38,16 +67,21 @@ class MemoryOptions(Options):
         "auto", description="what to plan for, here or not; auto: a GPU if there is one here"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU, fp32 on a CPU"
+        "auto",
+        description="auto: bf16 on a GPU, and beside quantized weights on a CPU that computes in "
+        "it; otherwise fp32",
     )
     compile: Literal["auto"] | bool = Field(
-        "auto", description="torch.compile; auto: on a GPU only"
+        "auto",
+        description="torch.compile; auto: on a GPU, without checkpointing and quantized weights",
     )
     loss_path: Literal["full", "chunked", "torch"] = Field(
         "chunked", description="implementation of the loss; a run on a GPU chooses the fastest"
     )
-    packed: bool = Field(
-        False, description="rows of several examples, as in fine-tuning: they need a mask"
+    packed: Literal["auto"] | bool = Field(
+        "auto",
+        description="rows of several examples, as in fine-tuning: they need a mask; auto: with an "
+        "adapter, --dpo.loss or --grpo.prompts",
     )
     target_share: float = Field(
         1.0, gt=0, le=1, description="share of the positions that have a loss"
@@ -58,15 +92,15 @@ class MemoryOptions(Options):
         "none", description="none: train all weights; lora: small matrices beside frozen weights"
     )
     lora: LoraOptions = LoraOptions()
-    adapter_dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="number format of the adapter and its gradients"
-    )
-    quantize: Literal["none", "nf4"] = Field(
-        "none", description="nf4: linear layers in 4.127 bits a weight, the rest in bf16"
+    quantize: Literal["none"] | Quantization = Field(
+        "none", description="nf4: frozen weights below an adapter in 4.127 bits each"
     )
     gradient_checkpointing: bool = Field(
         False, description="keep the input of each layer only, and compute the layer twice"
     )
+    evaluation: PlannedEvaluation = PlannedEvaluation()
+    dpo: PlannedPairs = PlannedPairs()
+    grpo: PlannedGroups = PlannedGroups()
     tokens: int | None = Field(
         None, gt=0, description="tokens to train on; with a rate, the hours are printed"
     )
@@ -78,12 +112,25 @@ class MemoryOptions(Options):
         None, alias="json", description="also write the plan to this file"
     )
 
+    @property
+    def is_packed(self) -> bool:
+        """Return whether rows hold several examples."""
+        if self.packed != "auto":
+            return self.packed
+        return self.adapter != "none" or self.dpo.loss != "none" or self.grpo.prompts > 0
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Return the format of the frozen weights below an adapter, None for full precision."""
+        return None if self.quantize == "none" else self.quantize
+
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.quantize != "none" and self.adapter == "none":
             lines.append(
-                f"--quantize {self.quantize}: quantized weights do not train: add --adapter lora"
+                f"--quantize {self.quantize}: weights of 4 bits cannot be trained: add --adapter "
+                "lora"
             )
         if self.tokens_per_second is not None and self.rate_of is not None:
             lines.append("--tokens_per_second and --rate_of are two rates: give one of them")

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.machine import collect_environment, resident_memory_bytes, resolve_device
@@ -15,7 +17,7 @@ from model.checkpoint.locate import CONFIG_FILE, adapter_chain
 from model.config import LlamaConfig, config_from_preset
 from model.lora_options import LoraOptions
 from model.loss import available_loss_paths
-from model.precision import DTYPES, Precision
+from model.precision import DTYPES, Precision, resolve_precision
 from train.autotune import CPU_MICRO_TOKENS, MAX_MEMORY_FRACTION
 from train.memory_options import MemoryOptions
 from train.monitoring.memory_plan import (
@@ -24,7 +26,7 @@ from train.monitoring.memory_plan import (
     count_adapter_parameters,
     plan_memory,
 )
-from train.monitoring.run_memory import ANSWER_ROWS, LATE_BYTES
+from train.monitoring.run_memory import ANSWER_ROWS, LATE_BYTES, count_scored_tokens
 
 # Memory, as measured, that a run takes between its imports and the summary: tokenizer, data, the
 # measurement of the matmul rate.
@@ -34,7 +36,7 @@ CARD_GIB = (6, 8, 12, 16, 24, 40, 80)
 MAX_ROWS = 1 << 16
 # Changes that save less than this share of the peak are not worth a line.
 MIN_SAVING = 0.01
-# The mark of what training does not have yet, so that no measurement confirms the arithmetic.
+# The mark of plans that no measurement has confirmed.
 UNMEASURED = "arithmetic, not measured"
 
 
@@ -61,7 +63,7 @@ def report_memory(options: MemoryOptions) -> None:
             {
                 "made": collect_environment(),
                 "workload": workload.to_json(),
-                "unmeasured": find_unmeasured(workload),
+                "is_measured": is_measured(workload),
                 "peak_bytes": plan.peak_bytes,
                 "peak_phase": plan.peak_phase,
                 "phases": plan.phases,
@@ -91,35 +93,53 @@ def build_workload(options: MemoryOptions) -> Workload:
     """
     # Only "auto" looks for a device: one can plan for a GPU elsewhere.
     device = resolve_device("auto").type if options.device == "auto" else options.device
-    precision: Precision = "bf16" if device == "cuda" else "fp32"
+    precision: Precision = "bf16"
     if options.precision != "auto":
         precision = options.precision
+    elif device == "cpu":
+        is_quantized = options.quantization is not None
+        precision = resolve_precision(torch.device("cpu"), "auto", is_quantized=is_quantized)
     if options.loss_path not in available_loss_paths(DTYPES[precision]):
         raise UserError(
             f"--loss_path {options.loss_path}: does not work in {precision}; use chunked"
         )
     rows = max(1, options.batch_tokens // options.sequence_length)
+    if options.grpo.prompts:
+        # A row holds one answer at least.
+        rows = options.grpo.prompts * options.grpo.samples
     micro_rows = 1
     if options.micro_batch != "auto":
         micro_rows = options.micro_batch
     elif device == "cpu":
         micro_rows = min(rows, max(1, CPU_MICRO_TOKENS // options.sequence_length))
+    # As in training, see `train.autotune`.
+    can_compile = options.quantize == "none" and not options.gradient_checkpointing
+    is_adapted = options.adapter == "lora"
     workload = Workload(
         _resolve_config(options),
         options.sequence_length,
         micro_rows,
-        is_packed=options.packed,
+        is_packed=options.is_packed,
         precision=precision,
         loss_path=options.loss_path,
         optimizer=options.optimizer.name,
-        lora=options.lora if options.adapter == "lora" else None,
-        adapter_dtype=options.adapter_dtype,
-        quantization=options.quantize,
+        lora=options.lora if is_adapted else None,
+        quantization=options.quantization,
         checkpointing=options.gradient_checkpointing,
-        answer_rows=ANSWER_ROWS if options.packed else 1,
-        has_base=isinstance(options.base, Path) or options.adapter == "lora",
+        answer_rows=min(ANSWER_ROWS, options.evaluation.examples) if options.is_packed else 1,
+        sampled_rows=min(options.grpo.batch, options.grpo.prompts * options.grpo.samples),
+        samples=options.grpo.samples,
+        new_tokens=(
+            options.grpo.max_new_tokens
+            if options.grpo.prompts
+            else options.evaluation.max_new_tokens
+        ),
+        has_base=isinstance(options.base, Path) or is_adapted,
+        has_reference=options.grpo.prompts > 0 and options.grpo.kl > 0 and not is_adapted,
         device="cuda" if device == "cuda" else "cpu",
-        is_compiled=device == "cuda" if options.compile == "auto" else options.compile,
+        is_compiled=(
+            device == "cuda" and can_compile if options.compile == "auto" else options.compile
+        ),
     )
     return _with_rows(workload, micro_rows, step_rows=rows, target_share=options.target_share)
 
@@ -151,6 +171,9 @@ def _with_rows(
         micro_rows=micro_rows,
         micro_batches=math.ceil(step_rows / micro_rows),
         targets=max(1, round(micro_rows * workload.length * target_share)),
+        scored_tokens=count_scored_tokens(
+            is_packed=workload.is_packed, micro_rows=micro_rows, length=workload.length
+        ),
     )
 
 
@@ -210,22 +233,18 @@ def _propose_changes(workload: Workload) -> Iterator[tuple[str, Workload]]:
         yield "--compile true", replace(workload, is_compiled=True)
     if not workload.checkpointing:
         yield (
-            f"gradient checkpointing: about a third more time ({UNMEASURED})",
-            replace(workload, checkpointing=True),
+            "--gradient_checkpointing true: about a third more time",
+            replace(workload, checkpointing=True, is_compiled=False),
         )
-    if workload.optimizer != "adamw-8bit":
-        yield (
-            f"AdamW with moments of 8 bits ({UNMEASURED})",
-            replace(workload, optimizer="adamw-8bit"),
-        )
+    if workload.optimizer in ("muon", "adamw"):
+        yield "--optimizer.name adamw8bit", replace(workload, optimizer="adamw8bit")
     adapter = replace(workload, lora=workload.lora or LoraOptions(), has_base=True)
     if workload.lora is None:
         yield "--adapter lora: trains a small part of the weights", adapter
-    if workload.quantization == "none":
-        # bitsandbytes computes with NF4 in bf16.
+    if workload.quantization is None and workload.precision != "fp16":
         yield (
-            f"--adapter lora on weights in NF4 ({UNMEASURED})",
-            replace(adapter, quantization="nf4"),
+            "--adapter lora --quantize nf4: each step takes longer",
+            replace(adapter, quantization="nf4", is_compiled=False),
         )
     if workload.length > 1:
         shorter = replace(workload, length=workload.length // 2)
@@ -235,15 +254,9 @@ def _propose_changes(workload: Workload) -> Iterator[tuple[str, Workload]]:
         )
 
 
-def find_unmeasured(workload: Workload) -> list[str]:
-    """Return the features of a workload that training does not have yet."""
-    features = {
-        "nf4": workload.quantization == "nf4",
-        "gradient checkpointing": workload.checkpointing,
-        workload.optimizer: workload.optimizer not in ("muon", "adamw"),
-        "adapter in bf16": workload.adapter_dtype == "bf16",
-    }
-    return [name for name, is_used in features.items() if is_used]
+def is_measured(workload: Workload) -> bool:
+    """Return whether plans like this one were compared with runs (`bench.memory`)."""
+    return workload.device == "cpu"
 
 
 def _estimate_hours(options: MemoryOptions) -> float | None:
@@ -274,12 +287,12 @@ def _print_workload(options: MemoryOptions, workload: Workload) -> None:
         name = "a shape of your own"
     print(
         f"model     {name}: {config.num_parameters / 1e6:,.1f}M parameters, vocabulary "
-        f"{config.vocab_size:,}{', linear layers in NF4' if workload.quantization == 'nf4' else ''}"
+        f"{config.vocab_size:,}{', linear layers in NF4' if workload.quantization else ''}"
     )
     if workload.lora is not None:
         print(
             f"adapter   LoRA of rank {workload.lora.rank} on {', '.join(workload.lora.targets)}: "
-            f"{count_adapter_parameters(workload):,} parameters in {workload.adapter_dtype}"
+            f"{count_adapter_parameters(workload):,} parameters in {workload.lora.dtype}"
         )
     # Muon trains no adapters.
     is_adamw = workload.lora is not None and workload.optimizer == "muon"
@@ -291,9 +304,11 @@ def _print_workload(options: MemoryOptions, workload: Workload) -> None:
     details.append(f"loss path {workload.loss_path}")
     details += ["packed"] * workload.is_packed + ["compiled"] * workload.is_compiled
     details += ["gradient checkpointing"] * workload.checkpointing
+    if workload.sampled_rows:
+        details.append(f"{workload.sampled_rows} answers drawn at once")
     print(f"training  {', '.join(details)}")
-    if unmeasured := find_unmeasured(workload):
-        print(f"          {', '.join(unmeasured)}: {UNMEASURED}")
+    if not is_measured(workload):
+        print(f"          on a GPU: {UNMEASURED}")
 
 
 def _print_phases(plan: MemoryPlan) -> None:

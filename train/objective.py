@@ -35,6 +35,9 @@ class Objective(abc.ABC, Generic[BatchT]):
     measures_every_step: ClassVar[bool]
     # The loss stays near a level of its own, so that a step far above it is worth a warning.
     has_loss_level: ClassVar[bool] = True
+    # The loss is a cross-entropy with a choice of implementations. Log-probabilities of the targets
+    # (`Llama.forward` with `per_target`) have one, which needs the memory of the chunked path.
+    uses_loss_path: ClassVar[bool] = True
 
     def prepare(
         self,

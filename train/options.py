@@ -187,6 +187,31 @@ class TrainOptions(Options):
         raise NotImplementedError
 
     @property
+    def num_answered(self) -> int:
+        """Return how many prompts of a set an evaluation answers; 1 if it takes one at a time."""
+        raise NotImplementedError
+
+    @property
+    def longest_answer(self) -> int:
+        """Return the most ids that the model generates after a prompt, in evaluations too."""
+        raise NotImplementedError
+
+    @property
+    def sampled_rows(self) -> int:
+        """Return how many answers are drawn together, to train on them; by default none are."""
+        return 0
+
+    @property
+    def samples(self) -> int:
+        """Return how many of these answers are to the same prompt."""
+        return 1
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Return whether a second model is in memory; by default there is none."""
+        return False
+
+    @property
     def bitsandbytes_option(self) -> str | None:
         """Return the option that needs bitsandbytes, with its value, or None."""
         return f"--optimizer.name {self.optimizer.name}" if self.optimizer.is_8bit else None
@@ -274,6 +299,16 @@ class PretrainOptions(TokenBatchOptions):
     )
     model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+
+    @property
+    def num_answered(self) -> int:
+        """See `TrainOptions`."""
+        return 1
+
+    @property
+    def longest_answer(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.sample_tokens
 
 
 # A rate of fine-tuning, or "auto".
@@ -436,6 +471,16 @@ class SftOptions(FineTuneOptions, TokenBatchOptions):
     optimizer: SftOptimizerOptions = SftOptimizerOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
+    @property
+    def num_answered(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.examples
+
+    @property
+    def longest_answer(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.max_new_tokens
+
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
@@ -579,6 +624,16 @@ class DpoOptions(FineTuneOptions, TokenBatchOptions):
     schedule: ScheduleOptions = ScheduleOptions(warmup=0.1)
     evaluation: DpoEvaluationOptions = DpoEvaluationOptions()
 
+    @property
+    def num_answered(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.examples
+
+    @property
+    def longest_answer(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.max_new_tokens
+
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
@@ -655,6 +710,31 @@ class GrpoOptions(FineTuneOptions):
     def rows_per_step(self) -> int:
         """Return the number of answers: a row holds one of them at least."""
         return self.grpo.prompts * self.grpo.samples
+
+    @property
+    def num_answered(self) -> int:
+        """See `TrainOptions`."""
+        return self.evaluation.examples
+
+    @property
+    def longest_answer(self) -> int:
+        """See `TrainOptions`."""
+        return self.grpo.max_new_tokens
+
+    @property
+    def sampled_rows(self) -> int:
+        """See `TrainOptions`."""
+        return min(self.grpo.batch, self.rows_per_step)
+
+    @property
+    def samples(self) -> int:
+        """See `TrainOptions`."""
+        return self.grpo.samples
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Return whether the base is in memory too; an adapter is switched off instead."""
+        return self.grpo.kl > 0 and self.adapter == "none"
 
     @property
     def step_size(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class PreferenceObjective(Objective[PreferenceBatch]):
         "rejected_tokens",
     )
     measures_every_step: ClassVar[bool] = True
+    uses_loss_path: ClassVar[bool] = False
 
     def prepare(
         self,

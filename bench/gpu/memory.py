@@ -11,7 +11,7 @@ from model.llama import Llama
 from train.autotune import autotune
 from train.monitoring.memory_plan import plan_memory
 from train.monitoring.run_memory import describe_run
-from train.options import TrainOptions
+from train.options import PretrainOptions
 
 # Plan and measurement may differ by this factor: the plan does not know the fusions of a compiler.
 MAX_MEMORY_RATIO = 2.0
@@ -39,7 +39,7 @@ def micro_batch(context: Context, memory_gb: str) -> None:
         rows_per_step=rows,
         length=length,
     )
-    options = TrainOptions(sequence_length=length, batch_tokens=rows * length)
+    options = PretrainOptions(sequence_length=length, batch_tokens=rows * length)
     workload = describe_run(
         model, compute_plan, options, micro_batches=rows // compute_plan.micro_rows
     )

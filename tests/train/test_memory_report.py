@@ -16,7 +16,6 @@ from train.memory_report import (
     build_workload,
     find_largest_rows,
     find_savings,
-    find_unmeasured,
 )
 from train.monitoring.memory_plan import plan_memory
 
@@ -74,29 +73,77 @@ def test_changes_save_what_they_name() -> None:
     names = [name for name, _ in savings]
     assert names[0].startswith("--micro_batch 32: ") and all(size > 0 for _, size in savings)
     assert "--precision bf16" in names
-    unmeasured = [name for name in names if "not measured" in name]
-    assert [name.split()[0] for name in unmeasured] == ["gradient", "--adapter"]
+    assert [name.split(":")[0] for name in names if "--adapter" in name or "grad" in name] == [
+        "--gradient_checkpointing true",
+        "--adapter lora",
+        "--adapter lora --quantize nf4",
+    ]
     half = replace(workload, micro_rows=32, micro_batches=2, targets=32 * 512)
     peaks = [plan_memory(each).peak_bytes for each in (workload, half)]
     assert savings[0][1] == peaks[0] - peaks[1]
 
 
-def test_features_that_training_lacks_are_named() -> None:
-    """Prevents arithmetic that looks like a measurement."""
-    assert find_unmeasured(build_workload(options())) == []
-    lacking = options(
-        adapter="lora",
-        quantize="nf4",
-        gradient_checkpointing=True,
-        adapter_dtype="bf16",
-        optimizer={"name": "adamw-paged"},
+def plan_config(
+    monkeypatch: pytest.MonkeyPatch, file: Path, config: Path, *arguments: str
+) -> dict[str, Any]:
+    """Return what the command writes for the options file of a run."""
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["train.memory", "--config", str(config), *arguments, "--json", str(file)],
     )
-    assert find_unmeasured(build_workload(lacking)) == [
-        "nf4",
-        "gradient checkpointing",
-        "adamw-paged",
-        "adapter in bf16",
-    ]
+    main()
+    plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return plan
+
+
+def test_33b_config_is_planned_as_it_is_trained(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents options of the recipe that the planner ignores, and a card of 24 GB too small."""
+    config = root / "configs" / "qlora-33b.yaml"
+    arguments = ["--base", "none", "--device", "cuda", "--vocab_size", "32000"]
+    plan = plan_config(monkeypatch, tmp_path / "plan.json", config, *arguments)
+    workload = plan["workload"]
+    assert (workload["quantization"], workload["optimizer"]) == ("nf4", "paged_adamw8bit")
+    assert workload["lora"]["dtype"] == "bf16" and workload["checkpointing"]
+    assert workload["is_packed"] and not workload["is_compiled"]
+    assert 20e9 < plan["peak_bytes"] < 23 * GIB
+    assert plan["largest_micro_batch"]["24"] >= workload["micro_rows"] == 1
+    # Nothing of it was measured on a GPU.
+    assert not plan["is_measured"] and "arithmetic, not measured" in capsys.readouterr().out
+    # The keys and values of three answers would not leave room.
+    plan = plan_config(
+        monkeypatch, tmp_path / "plan.json", config, *arguments, "--evaluation.examples", "3"
+    )
+    assert plan["peak_phase"] == "generation" and plan["largest_micro_batch"]["24"] == 0
+
+
+def test_rows_of_pairs_and_of_drawn_answers_are_planned(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents plans of DPO without the mask of its rows, and of GRPO without its KV cache."""
+    shape = ["--model.preset", "babyllama-43m", "--vocab_size", "65000", "--device", "cuda"]
+    file = tmp_path / "plan.json"
+    pairs = plan_config(monkeypatch, file, root / "configs" / "dpo-43m.yaml", *shape)
+    assert pairs["workload"]["is_packed"] and "sampling" not in pairs["phases"]
+    drawn = plan_config(monkeypatch, file, root / "configs" / "grpo-43m.yaml", *shape)
+    workload, config = drawn["workload"], drawn["workload"]["config"]
+    # 32 questions with 8 answers each, 256 of which are decoded together.
+    assert (workload["sampled_rows"], workload["micro_batches"]) == (256, 256)
+    positions = 1024 + 128
+    numbers = 2 * config["num_hidden_layers"] * config["hidden_size"]
+    assert drawn["phases"]["sampling"]["KV cache"] == 256 * positions * numbers * 4
+    assert "reference" not in drawn["phases"]["sampling"]
+    kept = plan_config(
+        monkeypatch, file, root / "configs" / "grpo-43m.yaml", *shape, "--grpo.kl", "0.1"
+    )
+    # The base is in memory too.
+    parts = kept["phases"]["sampling"]
+    assert parts["reference"] == parts["parameters"]
 
 
 def test_hours_come_from_the_median_rate_of_a_run(

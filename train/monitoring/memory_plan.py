@@ -6,26 +6,29 @@ hardly there at the same time. Shapes: B rows, T positions of a row, L layers, D
 intermediate size, H query heads, K key-value heads, d head_dim, V vocabulary.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from model.config import LlamaConfig
-from model.lora_options import LoraOptions
+from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath, loss_chunk_size
+from model.nf4 import BLOCK_SIZE, SCALE_BLOCK_SIZE
 from model.precision import Precision
-from train.optimizer import choose_dtype
+from train.optimizer import (
+    MIN_8BIT_ELEMENTS,
+    MIN_PAGED_ELEMENTS,
+    MOMENT_BLOCK_SIZE,
+    choose_dtype,
+)
+from train.options import OptimizerName
 
-Quantization = Literal["none", "nf4"]
-OptimizerName = Literal["muon", "adamw", "adamw-8bit", "adamw-paged"]
-AdapterDtype = Literal["fp32", "bf16"]
-
-# NF4 with double quantization: 4 bits, an 8-bit scale for 64 weights and an fp32 scale for 64 * 256
-# (Dettmers et al. 2023).
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+# 4 bits, an 8-bit scale for a block of weights and an fp32 scale for a block of scales.
+NF4_BITS = 4 + 8 / BLOCK_SIZE + 32 / (BLOCK_SIZE * SCALE_BLOCK_SIZE)
 # The driver's context of a GPU, and the workspaces of its libraries.
 CUDA_CONTEXT_BYTES = 500_000_000
 # glibc takes tensors up to this size from its heap, which does not shrink; it maps larger ones, and
@@ -46,13 +49,11 @@ MAX_HEAP_WASTE_GRADIENTS = 0.4
 MAX_HEAP_WASTE_GRADIENTS_16_BIT = 0.9
 # The same for what the forward pass of an adapter frees at once. An evaluation finds it returned.
 HEAP_WASTE_ADAPTER_OUTPUTS = 0.75
-# Positions that an evaluation scores together.
+# Positions of text that an evaluation scores together.
 SCORED_TOKENS = 16 * 256
 # What the heap wastes differs from run to run; this share of the peak is added.
 HEAP_VARIATION = 0.03
-EVALUATION_PHASES = ("scoring", "generation")
-# The maximum number of new ids of a sample or an answer during training, by default.
-NEW_TOKENS = 100
+EVALUATION_PHASES = ("scoring", "generation", "sampling")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,16 @@ class Workload:
     loss_path: LossPath = "chunked"
     optimizer: OptimizerName = "muon"
     lora: LoraOptions | None = None  # None: all weights train
-    adapter_dtype: AdapterDtype = "fp32"
-    quantization: Quantization = "none"
+    quantization: Quantization | None = None  # of the linear layers below an adapter
     checkpointing: bool = False
     """Keep only the input of each layer, and compute the layer again in the backward pass."""
+    scored_tokens: int = SCORED_TOKENS  # positions that an evaluation scores together
     answer_rows: int = 1  # prompts that an evaluation answers together
+    sampled_rows: int = 0  # answers that are drawn together, to train on them
+    samples: int = 1  # of them to each prompt
+    new_tokens: int = 100  # ids of the longest answer
     has_base: bool = False  # weights are read from a checkpoint
+    has_reference: bool = False  # a second model, which does not train
     device: Literal["cpu", "cuda"] = "cpu"
     is_compiled: bool = False
 
@@ -97,14 +102,14 @@ class Workload:
     def weight_bytes(self) -> int:
         """Bytes of a number of the embedding, the head and the norms, and of the residual stream.
 
-        Weights are fp32 unless the linear layers are quantized.
+        Weights are fp32. Beside quantized layers they are in the number format of matmuls.
         """
-        return 4 if self.quantization == "none" else 2
+        return 4 if self.quantization is None else self.compute_bytes
 
     @property
     def adapter_bytes(self) -> int:
         """Bytes of a number of the adapter."""
-        return 4 if self.adapter_dtype == "fp32" else 2
+        return 2 if self.lora is not None and self.lora.dtype == "bf16" else 4
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON."""
@@ -168,6 +173,8 @@ def plan_memory(workload: Workload, process_bytes: int = 0) -> MemoryPlan:
         "scoring": _scoring(workload),
         "generation": _generation(workload),
     }
+    if workload.sampled_rows:
+        phases["sampling"] = _sampling(workload)
     if workload.device == "cuda":
         process = {"process": CUDA_CONTEXT_BYTES}
         return MemoryPlan({name: process | _sum_parts(phase) for name, phase in phases.items()})
@@ -276,7 +283,7 @@ def _tables(config: LlamaConfig) -> int:
 def _parameters(workload: Workload) -> list[Tensors]:
     config = workload.config
     layers, table = config.num_hidden_layers, config.vocab_size * config.hidden_size
-    bits = NF4_BITS if workload.quantization == "nf4" else 32
+    bits = 32 if workload.quantization is None else NF4_BITS
     norms = (2 * layers + 1) * config.hidden_size
     part = "parameters"
     return [
@@ -292,52 +299,67 @@ def _parameters(workload: Workload) -> list[Tensors]:
     ]
 
 
-def _trainable(workload: Workload, part: str, hidden: float, rest: float) -> list[Tensors]:
-    """Return tensors for all trainable weights.
-
-    `hidden` is the bytes for a weight of the linear layers, `rest` those for any other, and for a
-    weight of an adapter.
-    """
+def _trainable(workload: Workload) -> list[tuple[str, int, int]]:
+    """Return the weights that train: what they are, the numbers of one tensor, and how many."""
     config = workload.config
     layers = config.num_hidden_layers
     if workload.lora is not None:
-        return [Tensors(part, size * rest, layers) for size in _adapter_sizes(workload)]
+        return [("adapter", size, layers) for size in _adapter_sizes(workload)]
     table = config.vocab_size * config.hidden_size
     return [
-        *(Tensors(part, size * hidden, layers) for size in _linear_sizes(config)),
-        Tensors(part, table * rest, _tables(config)),
-        Tensors(part, (2 * layers + 1) * config.hidden_size * rest),
+        *(("matrix", size, layers) for size in _linear_sizes(config)),
+        ("embedding", table, 1),
+        ("matrix of the head", table, _tables(config) - 1),
+        ("vector", config.hidden_size, 2 * layers + 1),
     ]
 
 
 def _gradients(workload: Workload) -> list[Tensors]:
-    size = workload.adapter_bytes if workload.lora else 4
-    return _trainable(workload, "gradients", size, size)
+    """Return the gradients, which have the number format of their weights."""
+    num_bytes = workload.adapter_bytes
+    return [
+        Tensors("gradients", size * num_bytes, count) for _, size, count in _trainable(workload)
+    ]
 
 
 def _optimizer_state(workload: Workload) -> list[Tensors]:
-    # Muon has one moment, AdamW two. bitsandbytes keeps moments of 8 bits with an fp32 scale for
-    # 256 of them, and paged ones in the memory of the host.
-    bytes_per_moment = {"adamw-8bit": 1 + 4 / 256, "adamw-paged": 0.0}.get(workload.optimizer, 4.0)
-    hidden_moments = 1 if workload.optimizer == "muon" else 2
-    part = "optimizer state"
+    config, part = workload.config, "optimizer state"
     state: list[Tensors] = []
-    for moment in range(2):
-        hidden = bytes_per_moment if moment < hidden_moments else 0.0
-        state += _trainable(workload, part, hidden, bytes_per_moment)
-    if workload.config.reading_heads and workload.lora is None:
+    for name, size, count in _trainable(workload):
+        # Muon has one moment, AdamW two.
+        moments = 1 if workload.optimizer == "muon" and name == "matrix" else 2
+        state.append(Tensors(part, size * _moment_bytes(workload, name, size), moments * count))
+    if config.reading_heads and workload.lora is None:
         # Copies of the weights that stay as they are, and their masks of one byte (`FixedWeights`).
         state += [
-            Tensors(part, 5 * size, workload.config.num_hidden_layers)
-            for size in _linear_sizes(workload.config)[:4]
+            Tensors(part, 5 * size, config.num_hidden_layers) for size in _linear_sizes(config)[:4]
         ]
-        state.append(Tensors(part, 5 * workload.config.vocab_size * workload.config.hidden_size))
+        state.append(Tensors(part, 5 * config.vocab_size * config.hidden_size))
     return state
+
+
+def _moment_bytes(workload: Workload, name: str, size: int) -> float:
+    """Return the bytes of a number of the moments of a tensor (`train.optimizer.AdamW8bit`)."""
+    if workload.optimizer in ("muon", "adamw"):
+        # Those of PyTorch have the number format of the weight.
+        return workload.adapter_bytes
+    if name in ("embedding", "vector") or size < MIN_8BIT_ELEMENTS:
+        return 4
+    is_paged = workload.optimizer == "paged_adamw8bit" and workload.device == "cuda"
+    if is_paged and size >= MIN_PAGED_ELEMENTS:
+        return 0  # they move to the host
+    return 1 + 4 / MOMENT_BLOCK_SIZE
 
 
 def _resident(workload: Workload) -> list[Tensors]:
     """Return what is there in all phases after the first step."""
-    return _parameters(workload) + _optimizer_state(workload)
+    terms = _parameters(workload) + _optimizer_state(workload)
+    if workload.has_reference:
+        terms += [
+            replace(tensors, part="reference")
+            for tensors in _parameters(replace(workload, lora=None))
+        ]
+    return terms
 
 
 def _waiting_gradients(workload: Workload) -> list[Tensors]:
@@ -377,10 +399,11 @@ def saved_tensors(workload: Workload) -> dict[str, float]:
             return 0.0
         return size * e * (len(saving) if is_converted else 1)
 
-    norms = 2 * hidden * workload.weight_bytes + 2 * n * 4
-    if is_plain:
-        # x in fp32, and x over its root mean square, which the gradient of the scale needs.
-        norms += 2 * hidden * 4 * ((workload.weight_bytes < 4) + (lora is None))
+    # The input of each in fp32, and its inverse root mean square.
+    norms = 2 * hidden * 4 + 2 * n * 4
+    if is_plain and lora is None:
+        # Their quotient, which the gradient of the scale needs.
+        norms += 2 * hidden * 4
     weights = 0.0
     if is_converted:
         weights += 2 * sum(_linear_sizes(config))
@@ -437,12 +460,16 @@ def _activations(workload: Workload) -> list[Tensors]:
     ]
 
 
-def _recomputed_layer(workload: Workload) -> list[Tensors]:
-    """Return the block that gradient checkpointing computes again, and its dequantized weight."""
-    terms = _layer_activations(workload) if workload.checkpointing else []
-    if workload.quantization == "nf4":
-        terms.append(Tensors("temporaries", 2 * max(_linear_sizes(workload.config))))
-    return terms
+def _dequantized(workload: Workload) -> list[Tensors]:
+    """Return the weight of a quantized layer while it computes, and its scales before and after."""
+    if workload.quantization is None:
+        return []
+    size = max(_linear_sizes(workload.config))
+    part = "temporaries"
+    return [
+        Tensors(part, size * workload.compute_bytes),
+        Tensors(part, 4 * size / BLOCK_SIZE, 2),
+    ]
 
 
 # Phases.
@@ -452,11 +479,27 @@ def _loading(workload: Workload) -> list[Tensors]:
     """Weights are drawn, or read from a file that is mapped into memory."""
     config = workload.config
     terms = _parameters(workload)
+    if workload.quantization is not None:
+        return [*terms, *_quantizing(workload)]
     if workload.has_base and workload.device == "cpu":
         return [*terms, Tensors("file", sum(tensors.total for tensors in terms))]
     # Normal numbers in fp32, and their multiple.
     largest = max(*_linear_sizes(config), config.vocab_size * config.hidden_size)
     return [*terms, Tensors("temporaries", 4 * largest, 0 if workload.has_base else 2)]
+
+
+def _quantizing(workload: Workload) -> list[Tensors]:
+    """Return the temporaries of quantizing the largest matrix, which is read from its file alone.
+
+    On a CPU they are those of bitsandbytes' formula in PyTorch: weights, their quotients and the
+    numbers of the quantiles, with 4 bytes each, and the latter in a byte and packed.
+    """
+    size = max(_linear_sizes(workload.config))
+    part = "temporaries"
+    terms = [Tensors(part, 4 * size, 2)]
+    if workload.device == "cpu":
+        terms += [Tensors("file", 4 * size), Tensors(part, 4 * size), Tensors(part, 2 * size)]
+    return terms
 
 
 def _loss(workload: Workload) -> list[Tensors]:
@@ -530,7 +573,8 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
 def _head_gradients(workload: Workload) -> list[Tensors]:
     """Return the gradients that the loss has left for the backward pass."""
     config = workload.config
-    terms = [Tensors("temporaries", workload.num_targets * config.hidden_size * 4)]
+    num_bytes = workload.num_targets * config.hidden_size * workload.weight_bytes
+    terms = [Tensors("temporaries", num_bytes)]
     if workload.lora is None:
         terms.append(Tensors("gradients", config.vocab_size * config.hidden_size * 4))
     return terms
@@ -542,7 +586,8 @@ def _backward_start(workload: Workload) -> list[Tensors]:
         *_resident(workload),
         *_waiting_gradients(workload),
         *_activations(workload),
-        *_recomputed_layer(workload),
+        *(_layer_activations(workload) if workload.checkpointing else []),
+        *_dequantized(workload),
         *_head_gradients(workload),
         *_layer_gradients(workload),
     ]
@@ -560,7 +605,7 @@ def _backward_end(workload: Workload) -> list[Tensors]:
         *_gradients(workload),
         *([] if workload.lora else [Tensors("gradients", table, copies)]),
         *_layer_activations(workload),
-        *_recomputed_layer(workload),
+        *_dequantized(workload),
         *_layer_gradients(workload),
     ]
 
@@ -580,43 +625,76 @@ def _update(workload: Workload) -> list[Tensors]:
 
 
 def _scoring(workload: Workload) -> list[Tensors]:
-    """Return the phase of an evaluation that scores text, without gradients, in fp32."""
-    config = workload.config
-    tokens = max(SCORED_TOKENS, 8 * workload.length if workload.is_packed else 0)
-    width = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
-    chunk = min(tokens, loss_chunk_size(torch.device(workload.device))) * config.vocab_size * 4
-    part = "temporaries"
+    """Return the phase of an evaluation that scores text, without gradients."""
+    config, tokens = workload.config, workload.scored_tokens
+    chunk = min(tokens, loss_chunk_size(torch.device(workload.device))) * config.vocab_size
+    part = "logits and loss"
     return [
         *_resident(workload),
-        Tensors(part, tokens * config.hidden_size * 4, 2),
-        Tensors(part, tokens * width * 4, 3),
-        # Logits and log-probabilities.
-        Tensors("logits and loss", chunk, 2),
+        *_forward_temporaries(workload, tokens),
+        # Logits, and log-probabilities in fp32.
+        Tensors(part, chunk * workload.weight_bytes),
+        Tensors(part, chunk * 4),
+    ]
+
+
+def _forward_temporaries(workload: Workload, tokens: int) -> list[Tensors]:
+    """Return the temporaries of a forward pass without gradients."""
+    config, num_bytes = workload.config, tokens * workload.weight_bytes
+    width = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
+    part = "temporaries"
+    return [
+        Tensors(part, num_bytes * config.hidden_size, 2),
+        Tensors(part, num_bytes * width, 3),
+        *_dequantized(workload),
     ]
 
 
 def _generation(workload: Workload) -> list[Tensors]:
-    """Return the phase of answers to prompts, with fused copies (`model.decode.fast`)."""
-    config, lora = workload.config, workload.lora
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    capacity = min(workload.length + NEW_TOKENS, config.max_position_embeddings)
-    keys = config.num_key_value_heads * config.head_dim
-    terms = [
+    """Return the phase of an evaluation that answers prompts."""
+    rows = workload.answer_rows
+    return [*_resident(workload), *_decoding(workload, rows), *_prefill(workload, rows)]
+
+
+def _sampling(workload: Workload) -> list[Tensors]:
+    """Return the phase that draws answers to train on, each to a prompt that fits a row with it."""
+    rows = workload.sampled_rows
+    # Logits, and their absolute values.
+    logits = Tensors("logits and loss", rows * workload.config.vocab_size * 4, 2)
+    return [
         *_resident(workload),
-        Tensors(
-            "KV cache", layers * 2 * workload.answer_rows * capacity * keys * workload.weight_bytes
-        ),
+        *_decoding(workload, rows),
+        *_prefill(workload, math.ceil(rows / workload.samples)),
+        logits,
     ]
-    if workload.quantization != "none":
-        return terms
+
+
+def _decoding(workload: Workload, rows: int) -> list[Tensors]:
+    """Return the KV cache and the fused copies of the weights (`model.decode.fast`)."""
+    config, lora = workload.config, workload.lora
+    layers, hidden, num_bytes = config.num_hidden_layers, config.hidden_size, workload.weight_bytes
+    capacity = min(workload.length + workload.new_tokens, config.max_position_embeddings)
+    keys = config.num_key_value_heads * config.head_dim
+    terms = [Tensors("KV cache", layers * 2 * rows * capacity * keys * num_bytes)]
     part = "decoding copies"
     for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
-        # Layers with an adapter are not fused.
-        if lora is None or not set(group) & set(lora.targets):
+        # Layers that are quantized or have an adapter are not fused.
+        is_plain = lora is None or not set(group) & set(lora.targets)
+        if is_plain and workload.quantization is None:
             outputs = sum(linear_shapes(config)[name][0] for name in group)
-            terms.append(Tensors(part, outputs * hidden * 4, layers))
-    # Complex rotations of all positions, and on a CPU the transposed head.
+            terms.append(Tensors(part, outputs * hidden * num_bytes, layers))
+    # Complex rotations of all positions, and on a CPU in fp32 the transposed head.
     terms.append(Tensors(part, 4 * config.max_position_embeddings * config.head_dim))
-    if workload.device == "cpu":
-        terms.append(Tensors(part, config.vocab_size * hidden * 4))
+    if workload.device == "cpu" and num_bytes == 4:
+        terms.append(Tensors(part, config.vocab_size * hidden * num_bytes))
     return terms
+
+
+def _prefill(workload: Workload, prompts: int) -> list[Tensors]:
+    """Return the temporaries of prompts of the length of a row, the mask of padding among them."""
+    mask = prompts * workload.length**2
+    return [
+        *_forward_temporaries(workload, prompts * workload.length),
+        Tensors("temporaries", mask * workload.weight_bytes),
+        Tensors("temporaries", mask),
+    ]

@@ -3,24 +3,31 @@
 import math
 from typing import Any
 
+import torch
+from torch import nn
+
 from common.machine import resident_memory_bytes
-from data.batching.collate import BatchLoader
+from data.batching.collate import Batch, BatchLoader
 from model.llama import Llama
 from train.autotune import ComputePlan
-from train.monitoring.memory_plan import MemoryPlan, Workload, plan_memory
+from train.monitoring.memory_plan import SCORED_TOKENS, MemoryPlan, Workload, plan_memory
 from train.options import TrainOptions
+from train.run.spec import RunSpec
 
 # Memory, as measured, that a process takes after the summary of a run: TensorBoard, pages of
 # PyTorch's libraries that the first step touches, the records of the evaluations.
 LATE_BYTES = 40 << 20
 # Prompts that an evaluation answers together, by default of `generate_batch`.
 ANSWER_ROWS = 16
+# Packed rows that an evaluation scores together, if a micro-batch has no more.
+SCORED_ROWS = 8
 
 
 def describe_run(
     model: Llama, compute_plan: ComputePlan, options: TrainOptions, **changes: Any
 ) -> Workload:
     """Return the workload of a run; `changes` are fields that replace those of the options."""
+    adapter = model.adapter
     fields: dict[str, Any] = {
         "config": model.config,
         "length": options.sequence_length,
@@ -28,33 +35,65 @@ def describe_run(
         "precision": compute_plan.precision,
         "loss_path": compute_plan.loss_path,
         "optimizer": options.optimizer.name,
-        "lora": model.adapter.options if model.adapter is not None else None,
+        "lora": adapter.options if adapter is not None else None,
+        "quantization": adapter.quantize if adapter is not None else None,
+        "checkpointing": options.gradient_checkpointing,
+        "answer_rows": min(ANSWER_ROWS, options.num_answered),
+        "sampled_rows": options.sampled_rows,
+        "samples": options.samples,
+        "new_tokens": options.longest_answer,
+        "has_reference": options.keeps_reference,
         "device": model.lm_head.weight.device.type,
         "is_compiled": compute_plan.compile,
     }
     return Workload(**{**fields, **changes})
 
 
+def count_scored_tokens(*, is_packed: bool, micro_rows: int, length: int) -> int:
+    """Return the positions that an evaluation scores together: windows of text or packed rows."""
+    return max(SCORED_ROWS, micro_rows) * length if is_packed else SCORED_TOKENS
+
+
 def plan_run_memory(
-    model: Llama, compute_plan: ComputePlan, options: TrainOptions, batches: BatchLoader[Any]
+    spec: RunSpec, model: Llama, compute_plan: ComputePlan, batches: BatchLoader[Any]
 ) -> MemoryPlan:
     """Return the plan of a run, with what is resident now in place of an idle process.
 
     A typical step tells how many positions have a loss, and whether rows hold several examples.
     """
-    # The batches of a step may be answers that are not drawn yet.
+    micro_rows, length = compute_plan.micro_rows, spec.options.sequence_length
     batch = batches.typical_batch()
-    micro_batches = math.ceil(len(batch.ids) / compute_plan.micro_rows)
+    is_packed = batch.segments is not None
+    # Answers that are not drawn yet may be longer than typical ones, and fill more rows.
+    is_unknown = batches.depends_on_weights
+    num_rows = spec.rows_per_step if is_unknown else len(batch.ids)
     workload = describe_run(
         model,
         compute_plan,
-        options,
-        micro_batches=micro_batches,
-        targets=math.ceil(len(batch.targets) / micro_batches),
-        is_packed=batch.segments is not None,
-        # An evaluation of text continues one prompt, one of answers as many as `generate_batch`.
-        answer_rows=1 if batch.loss_indices is None else ANSWER_ROWS,
+        spec.options,
+        micro_batches=math.ceil(num_rows / micro_rows),
+        targets=None if is_unknown else count_targets(batch, micro_rows),
+        is_packed=is_packed,
+        loss_path=compute_plan.loss_path if spec.objective.uses_loss_path else "chunked",
+        scored_tokens=count_scored_tokens(
+            is_packed=is_packed, micro_rows=micro_rows, length=length
+        ),
     )
-    # The model exists already, so its weights are in the resident memory too.
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    # The models exist already, so their weights are in the resident memory too.
+    weight_bytes = count_weight_bytes(model) * (2 if workload.has_reference else 1)
     return plan_memory(workload, resident_memory_bytes() - weight_bytes + LATE_BYTES)
+
+
+def count_targets(batch: Batch, micro_rows: int) -> int:
+    """Return the most positions with a loss that `micro_rows` successive rows have."""
+    num_rows, length = batch.ids.shape
+    if batch.loss_indices is None:
+        return min(num_rows, micro_rows) * length
+    counts = torch.bincount(batch.loss_indices // length, minlength=num_rows)
+    return max(int(rows.sum()) for rows in counts.split(micro_rows))
+
+
+def count_weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model; quantized weights are buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.nbytes for tensor in tensors)

@@ -41,7 +41,7 @@ def print_run_summary(
         )
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")
-    memory = plan_run_memory(model, compute_plan, options, plan.batches).peak_bytes
+    memory = plan_run_memory(spec, model, compute_plan, plan.batches).peak_bytes
     print(
         f"machine   {compute_plan.device}, {compute_plan.precision}, "
         f"{compute_plan.micro_rows} × {options.sequence_length} tokens at once"

@@ -270,7 +270,8 @@ def adapter_chain(path: Path) -> list[Path]:
     """Return the folders that make up a checkpoint: a full model, then adapters in their order.
 
     An adapter may be trained on another one. Without adapters there is one folder. Raises UserError
-    if a base is missing, or if an adapter is its own base, directly or through others.
+    if a base is missing, if an adapter is its own base, directly or through others, or if the full
+    model is another program's and has to be imported.
     """
     folders = [resolve_checkpoint(path)]
     while is_adapter(folders[-1]):
@@ -281,6 +282,13 @@ def adapter_chain(path: Path) -> list[Path]:
                 f"{BASE_FILE} or {ADAPTER_CONFIG_FILE}"
             )
         folders.append(base)
+    model = folders[-1]
+    # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
+    if (model / "tokenizer.json").is_file() and not (model / MANIFEST).is_file():
+        raise UserError(
+            f"{model} was not exported by babyllama: import it with python -m model.import_hf "
+            f"{shlex.quote(str(model))} --run runs/NAME"
+        )
     return folders[::-1]
 
 

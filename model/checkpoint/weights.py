@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from common.files import MANIFEST, read_json, write_json
+from common.files import read_json, write_json
 from model.checkpoint import adapters
 from model.checkpoint.locate import CONFIG_FILE, WEIGHTS_FILE, adapter_chain, weights_files
 from model.config import LlamaConfig
@@ -59,12 +59,6 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
     Raises UserError if files are missing or damaged, or do not fit together.
     """
     folder, *adapter_folders = adapter_chain(path)
-    # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
-    if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} was not exported by babyllama: import it with python -m model.import_hf "
-            f"{folder} --run runs/NAME"
-        )
     config_values = read_json(folder / CONFIG_FILE)
     config = LlamaConfig.from_hf(config_values, str(folder / CONFIG_FILE))
     tokenizer = load_tokenizer(folder)

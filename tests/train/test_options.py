@@ -19,7 +19,11 @@ from data.prepare.options import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
-SCHEMAS: dict[str, type[Options]] = {"pretrain": PretrainOptions, "sft": SftOptions}
+SCHEMAS: dict[str, type[Options]] = {
+    "pretrain": PretrainOptions,
+    "sft": SftOptions,
+    "instructions": SftOptions,
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

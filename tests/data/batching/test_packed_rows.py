@@ -114,12 +114,8 @@ def test_order_of_a_plan_is_that_of_its_definition(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_planning_takes_little_memory_for_each_example(tmp_path: Path) -> None:
-    """Prevents a start with millions of instructions for which the memory of the machine is small.
-
-    An item of 8 bytes and its length, twice, and one more array of items where they are put in
-    order.
-    """
-    num_examples = 200_000
+    """Prevents a start with millions of instructions that needs more memory than the training."""
+    num_examples = 100_000
     plan = build_plan(ManyExamples(num_examples, 0), tmp_path / "plan")
     tracemalloc.start()
     try:
@@ -127,7 +123,7 @@ def test_planning_takes_little_memory_for_each_example(tmp_path: Path) -> None:
         _current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak / num_examples < 48
+    assert peak / num_examples < 56
 
 
 @pytest.mark.slow

@@ -270,8 +270,7 @@ def adapter_chain(path: Path) -> list[Path]:
     """Return the folders that make up a checkpoint: a full model, then adapters in their order.
 
     An adapter may be trained on another one. Without adapters there is one folder. Raises UserError
-    if a base is missing, if an adapter is its own base, directly or through others, or if the full
-    model is another program's and has to be imported.
+    if a base is missing, or if an adapter is its own base, directly or through others.
     """
     folders = [resolve_checkpoint(path)]
     while is_adapter(folders[-1]):
@@ -282,14 +281,19 @@ def adapter_chain(path: Path) -> list[Path]:
                 f"{BASE_FILE} or {ADAPTER_CONFIG_FILE}"
             )
         folders.append(base)
-    model = folders[-1]
-    # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
-    if (model / "tokenizer.json").is_file() and not (model / MANIFEST).is_file():
-        raise UserError(
-            f"{model} was not exported by babyllama: import it with python -m model.import_hf "
-            f"{shlex.quote(str(model))} --run runs/NAME"
-        )
     return folders[::-1]
+
+
+def check_is_imported(folder: Path) -> None:
+    """Raise UserError if the folder of a full model is another program's.
+
+    Its config would be read as a Llama's, but tokenizer and chat template have to be converted.
+    """
+    if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} was not exported by babyllama: import it with python -m model.import_hf "
+            f"{shlex.quote(str(folder))} --run runs/NAME"
+        )
 
 
 def resolve_base(folder: Path) -> Path:

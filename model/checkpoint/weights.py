@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from common.files import read_json, write_json
 from model.checkpoint import adapters
-from model.checkpoint.locate import CONFIG_FILE, WEIGHTS_FILE, adapter_chain, weights_files
+from model.checkpoint.locate import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_chain,
+    check_is_imported,
+    weights_files,
+)
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
@@ -59,6 +65,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
     Raises UserError if files are missing or damaged, or do not fit together.
     """
     folder, *adapter_folders = adapter_chain(path)
+    check_is_imported(folder)
     config_values = read_json(folder / CONFIG_FILE)
     config = LlamaConfig.from_hf(config_values, str(folder / CONFIG_FILE))
     tokenizer = load_tokenizer(folder)

@@ -236,6 +236,9 @@ class LlamaConfig:
         """
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: expected keys and values, got {type(values).__name__}")
+        # Alone: the keys of another architecture have other names, and would all be missing.
+        if (model_type := values.get("model_type")) != "llama":
+            raise UserError(f"{file_name}: model_type is {model_type!r}; only llama is supported")
         # transformers treats null like a missing key.
         entries = {key: value for key, value in values.items() if value is not None}
         problems = _find_unsupported(values)
@@ -289,9 +292,7 @@ def _are_json_ints(values: list[Any]) -> bool:
 
 
 def _find_unsupported(values: dict[str, Any]) -> list[str]:
-    """Return a sentence for each entry of a `config.json` that only another architecture has."""
-    if values.get("model_type") != "llama":
-        return [f"model_type is {values.get('model_type')!r}; only llama is supported"]
+    """Return a sentence for each entry of a Llama's `config.json` that is not supported."""
     problems = []
     for key in ("attention_bias", "mlp_bias"):
         if values.get(key):

@@ -120,41 +120,43 @@ class PackedPlan(EpochPlan):
                 f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights "
                 "leave none: raise --sequence_length or the weights"
             )
-        permutation = np.arange(len(items))
-        # The last number tells this shuffle from that of the rows below.
-        shuffle_in_place(permutation, self._seed, epoch, 0)
-        # Indices into `permutation` in the order of the rows, and the number of examples of each
-        # row. Arrays, not lists of lists: millions of Python numbers would be most of a run's
-        # memory.
-        packed_indices, row_sizes_by_window = [], []
-        for start in range(0, len(permutation), PACKING_WINDOW):
-            window = permutation[start : start + PACKING_WINDOW]
+        # The same shuffle for both arrays: they have one length and one key. The last number tells
+        # it from that of the rows below.
+        shuffle_in_place(items, self._seed, epoch, 0)
+        shuffle_in_place(sizes, self._seed, epoch, 0)
+        # The number of examples of each row. Arrays, not lists of lists: millions of Python numbers
+        # would be most of a run's memory.
+        row_sizes_by_window = []
+        for start in range(0, len(items), PACKING_WINDOW):
+            window = slice(start, start + PACKING_WINDOW)
             rows = self._pack(sizes[window])
-            packed_indices.append(start + np.concatenate(rows))
-            row_sizes_by_window.append(np.array([len(row) for row in rows]))
-        packed_items = items[permutation[np.concatenate(packed_indices)]]
+            items[window] = items[window][np.concatenate(rows)]
+            row_sizes_by_window.append(np.array([len(row) for row in rows], dtype=np.int32))
+        num_tokens = sizes.sum(dtype=np.int64)
+        # Large for millions of examples, and not needed any more.
+        del sizes
         row_sizes = np.concatenate(row_sizes_by_window)
         row_order = np.arange(len(row_sizes))
         shuffle_in_place(row_order, self._seed, epoch, 1)
-        order, starts = _reorder_rows(packed_items, row_sizes, row_order)
-        return [order, starts, np.array([sizes.sum()])]
+        order, starts = _reorder_rows(items, row_sizes, row_order)
+        return [order, starts, np.array([num_tokens])]
 
     def _pack(self, sizes: np.ndarray) -> list[list[int]]:
         """Return the indices of the examples of each row, from the length of each example."""
         return pack_best_fit(sizes, self.length)
 
     def _select_examples(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items of an epoch that fit a row, and their lengths, int64[n] each."""
+        """Return the items of an epoch that fit a row, int64[n], and their lengths, int32[n]."""
         items, sizes = [], []
         for set_index, examples in enumerate(self._example_sets):
-            lengths = examples.lengths(epoch)
+            lengths = examples.lengths(epoch).astype(np.int32)
             subset = weighted_subset(
                 len(lengths), self._weights[set_index], self._seed, epoch, set_index
             )
             # Length 0 means that the example is left out because it does not fit.
             subset = subset[lengths[subset] > 0]
-            items.append(pack_item(set_index, subset))
             sizes.append(lengths[subset])
+            items.append(pack_item(set_index, subset))
         return np.concatenate(items), np.concatenate(sizes)
 
 
@@ -169,6 +171,13 @@ def _reorder_rows(
     old_starts = np.cumsum(row_sizes) - row_sizes
     new_sizes = row_sizes[row_order]
     starts = np.concatenate([[0], np.cumsum(new_sizes)])
-    # How far each item of the new order lies from its old index: the same for a whole row.
-    shifts = np.repeat(old_starts[row_order] - starts[:-1], new_sizes)
-    return items[np.arange(len(items)) + shifts], starts
+    # How far the items of each new row lie from their old indices.
+    shifts = old_starts[row_order] - starts[:-1]
+    reordered = np.empty_like(items)
+    # Some rows at a time, so that the index of each item takes memory for these alone.
+    for first_row in range(0, len(row_order), PACKING_WINDOW):
+        rows = slice(first_row, min(first_row + PACKING_WINDOW, len(row_order)))
+        start, stop = starts[rows.start], starts[rows.stop]
+        indices = np.arange(start, stop) + np.repeat(shifts[rows], new_sizes[rows])
+        reordered[start:stop] = items[indices]
+    return reordered, starts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.kinds import find_kind
 from data.readers.encoding import describe_encoding, guess_encoding, is_utf8
 from data.readers.files import RawItem, RawRecord, read_head, read_records
 from data.readers.json_array import find_layout
@@ -29,15 +30,38 @@ def detect_source(files: list[Path], advice: str | None = None) -> str:
     file is not recognized or if two files need different sources.
     """
     source_by_file = {file: _detect_file_source(file, advice) for file in files}
-    first_file = files[0]
-    first_source = source_by_file[first_file]
+    first_source = source_by_file[files[0]]
     for file, source in source_by_file.items():
         if source != first_source:
-            raise UserError(
-                f"{first_file} is read as {first_source} but {file} as {source}: give files of one "
-                "kind, or prepare each kind by itself with python -m data.prepare --source NAME"
-            )
+            raise _mixed_files_error(files[0], first_source, file, source)
     return first_source
+
+
+def group_by_source(files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files by the source that reads them, in the order of each source's first file.
+
+    Instructions in several schemas, such as Alpaca's and Belle's, may lie together. Raises
+    UserError if a file is not recognized, if two files hold records of different kinds, or if the
+    files are text and need different sources: any stray text file would be trained on.
+    """
+    source_by_file = {file: _detect_file_source(file, None) for file in files}
+    first_source = source_by_file[files[0]]
+    first_kind = find_kind(SOURCES[first_source].kind)
+    groups: dict[str, list[Path]] = {}
+    for file, source in source_by_file.items():
+        kind = find_kind(SOURCES[source].kind)
+        if kind is not first_kind or (kind.is_text and source != first_source):
+            raise _mixed_files_error(files[0], first_source, file, source)
+        groups.setdefault(source, []).append(file)
+    return groups
+
+
+def _mixed_files_error(first: Path, first_source: str, file: Path, source: str) -> UserError:
+    """Return the error for two files that cannot be in one set, with the source of each."""
+    return UserError(
+        f"{first} is read as {first_source} but {file} as {source}: give files of one kind, or "
+        "prepare each kind by itself with python -m data.prepare --source NAME"
+    )
 
 
 def _detect_file_source(path: Path, advice: str | None) -> str:

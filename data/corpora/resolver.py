@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import MANIFEST
-from data.corpora.detect import detect_source
+from data.corpora.detect import group_by_source
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
 from data.corpora.sample import (
     SAMPLE_NAME,
@@ -75,7 +75,11 @@ def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
     """Return the shard set of a raw file or folder, prepared if necessary."""
     files = expand_inputs([str(path)])
     print_files_about_data([str(path)])
-    files_by_source = {detect_source(files): SplitFiles(files)}
+    groups = group_by_source(files)
+    if len(groups) > 1:
+        counts = [f"{len(group):,} as {source}" for source, group in groups.items()]
+        print(f"{path}: of {len(files):,} files, {', '.join(counts)}", flush=True)
+    files_by_source = {source: SplitFiles(group) for source, group in groups.items()}
     return prepare_if_outdated(raw_data_name(path), files_by_source, tokenizer)
 
 

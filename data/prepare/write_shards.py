@@ -153,12 +153,17 @@ def _count_records(
 
 def _count_longer_than(units_folder: Path, num_units: int, labels: np.ndarray) -> dict[str, int]:
     """Count, for some usual row lengths, the sequences that training truncates or leaves out."""
-    unit_lengths = [_load_array(units_folder, index, "lengths") for index in range(num_units)]
-    lengths = np.concatenate(unit_lengths)[np.asarray(labels) == UNIQUE]
-    # A row of n positions holds n + 1 ids.
-    return {
-        str(row_length): int((lengths > row_length + 1).sum()) for row_length in REPORT_ROW_LENGTHS
-    }
+    counts = dict.fromkeys(REPORT_ROW_LENGTHS, 0)
+    # Number of records in the units before the present one.
+    position = 0
+    for index in range(num_units):
+        lengths = _load_array(units_folder, index, "lengths")
+        unique_lengths = lengths[labels[position : position + len(lengths)] == UNIQUE]
+        position += len(lengths)
+        for row_length in REPORT_ROW_LENGTHS:
+            # A row of n positions holds n + 1 ids.
+            counts[row_length] += int((unique_lengths > row_length + 1).sum())
+    return {str(row_length): count for row_length, count in counts.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,6 +287,18 @@ def adapter_chain(path: Path) -> list[Path]:
     return folders[::-1]
 
 
+def check_is_imported(folder: Path) -> None:
+    """Raise UserError if the folder of a full model is another program's.
+
+    Its config would be read as a Llama's, but tokenizer and chat template have to be converted.
+    """
+    if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} was not exported by babyllama: import it with python -m model.import_hf "
+            f"{shlex.quote(str(folder))} --run runs/NAME"
+        )
+
+
 def resolve_base(folder: Path) -> Path:
     """Return the checkpoint folder of the base model that the adapter in `folder` was trained on.
 

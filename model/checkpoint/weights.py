@@ -8,11 +8,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from common.files import MANIFEST, read_json, write_json
+from common.files import read_json, write_json
 from model import nf4
 from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import adapters
-from model.checkpoint.locate import CONFIG_FILE, WEIGHTS_FILE, adapter_chain, weights_files
+from model.checkpoint.locate import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_chain,
+    check_is_imported,
+    weights_files,
+)
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora_options import Merge
@@ -97,12 +103,7 @@ def read_config_and_tokenizer(folder: Path) -> tuple[LlamaConfig, dict[str, Any]
 
     Raises UserError if they do not fit together.
     """
-    # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
-    if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} was not exported by babyllama: import it with python -m model.import_hf "
-            f"{folder} --run runs/NAME"
-        )
+    check_is_imported(folder)
     config_values = read_json(folder / CONFIG_FILE)
     config = LlamaConfig.from_hf(config_values, str(folder / CONFIG_FILE))
     tokenizer = load_tokenizer(folder)

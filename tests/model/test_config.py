@@ -199,6 +199,11 @@ def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
     [
         ({"model_type": "qwen3"}, ["model_type is 'qwen3'; only llama is supported"]),
         (
+            # Bloom has its width in other keys.
+            {"model_type": "bloom", "intermediate_size": None, "attention_bias": True},
+            ["model_type is 'bloom'; only llama is supported"],
+        ),
+        (
             {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
             [
                 "attention_bias is set; biases are not supported",

@@ -28,6 +28,7 @@ SCHEMAS: dict[str, type[Options]] = {
     "dpo": DpoOptions,
     "grpo": GrpoOptions,
     "qlora": SftOptions,
+    "instructions": SftOptions,
 }
 
 LLAMA_33B: dict[str, Any] = {

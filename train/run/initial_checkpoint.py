@@ -53,7 +53,10 @@ def resolve_initial_checkpoint(
         return InitialCheckpoint(folder=None, fingerprint=NO_BASE, tokenizer_path=tokenizer)
     # The last folder of the chain is the checkpoint that `base` resolves to. If that is an adapter,
     # the call also checks that the models below it exist.
-    folder = locate.adapter_chain(base)[-1]
+    chain = locate.adapter_chain(base)
+    folder = chain[-1]
+    # Here, because the data would be prepared before the weights are loaded.
+    locate.check_is_imported(chain[0])
     if tokenizer is not None:
         raise UserError(f"--tokenizer is for a run without a base: {base} has its own")
     _print_if_unfinished(base, folder)

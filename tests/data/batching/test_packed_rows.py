@@ -1,5 +1,6 @@
 """Rows of whole examples: none lost, none torn, always the same order."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 
 from common.errors import UserError
 from data.batching.collate import PackedBatchLoader, collate
-from data.batching.examples import Examples
-from data.batching.packed_rows import PackedPlan, pack_best_fit
+from data.batching.epoch_plan import unpack_item
+from data.batching.examples import Example, Examples
+from data.batching.packed_rows import PACKING_WINDOW, PackedPlan, pack_best_fit
+from data.batching.shuffle import shuffle_in_place
 from data.kinds.conversations import KIND
 from data.kinds.documents import TextExamples
 from data.records import Conversation
@@ -63,6 +66,64 @@ def test_an_epoch_holds_every_example_once_in_another_order(
     for row in (0, 5):
         expected = [ids.tobytes() for ids, _ in plan.row(row)]
         assert [ids.tobytes() for ids, _ in rebuilt.row(row)] == expected
+
+
+class ManyExamples:
+    """Examples of random lengths, some of which do not fit. Implements `Examples`, without ids."""
+
+    num_truncated = 0
+
+    def __init__(self, num_examples: int, seed: int) -> None:
+        """Draw the lengths."""
+        lengths = np.random.default_rng(seed).integers(-20, 250, num_examples)
+        self._lengths = np.maximum(lengths, 0)
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """See `Examples`."""
+        return self._lengths
+
+    def example(self, index: int, epoch: int) -> Example:
+        """See `Examples`."""
+        raise NotImplementedError
+
+
+def test_order_of_a_plan_is_that_of_its_definition(tmp_path: Path) -> None:
+    """Prevents another order of data after a resume by a version that builds plans otherwise."""
+    sets: list[Examples] = [ManyExamples(9000, 1), ManyExamples(3000, 2)]
+    plan = build_plan(sets[0], tmp_path / "plan", example_sets=sets, weights=(1.0, 2.0))
+    items = [(0, index) for index in range(9000)] + 2 * [(1, index) for index in range(3000)]
+    items = [(number, index) for number, index in items if sets[number].lengths(0)[index]]
+    order = np.arange(len(items))
+    shuffle_in_place(order, 3, 0, 0)
+    rows = []
+    for start in range(0, len(order), PACKING_WINDOW):
+        window = [items[position] for position in order[start : start + PACKING_WINDOW]]
+        lengths = np.array([sets[number].lengths(0)[index] for number, index in window])
+        rows += [[window[position] for position in row] for row in pack_best_fit(lengths, 256)]
+    row_order = np.arange(len(rows))
+    shuffle_in_place(row_order, 3, 0, 1)
+    assert plan.num_rows(0) == len(rows) > PACKING_WINDOW
+    packed, starts, tokens = (
+        np.load(tmp_path / "plan" / "epoch-00000" / f"{name}.npy") for name in plan.array_names
+    )
+    bounds = zip(starts[:-1], starts[1:], strict=True)
+    planned = [[unpack_item(int(item)) for item in packed[start:stop]] for start, stop in bounds]
+    assert planned == [rows[row] for row in row_order]
+    assert tokens.tolist() == [sum(sets[number].lengths(0)[index] for number, index in items)]
+
+
+@pytest.mark.slow
+def test_planning_takes_little_memory_for_each_example(tmp_path: Path) -> None:
+    """Prevents a start with millions of instructions that needs more memory than the training."""
+    num_examples = 100_000
+    plan = build_plan(ManyExamples(num_examples, 0), tmp_path / "plan")
+    tracemalloc.start()
+    try:
+        plan.num_rows(0)
+        _current, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / num_examples < 56
 
 
 @pytest.mark.slow

@@ -334,3 +334,38 @@ def test_mixed_source_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(UserError, match=r"a\.txt is read as text but .*b\.jsonl as jsonl"):
         resolve_shard_set(str(tmp_path))
+
+
+def write_instructions(folder: Path) -> None:
+    """Write twelve instructions as Alpaca and twelve as Belle, of which two are the same."""
+    rows = [
+        {"instruction": f"说出{number}的下一个数。", "input": "", "output": f"{number + 1}。"}
+        for number in range(22)
+    ]
+    (folder / "alpaca.json").write_text(json.dumps(rows[:12], ensure_ascii=False))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[10:]]
+    (folder / "belle.jsonl").write_text("".join(lines))
+
+
+def test_folder_of_alpaca_and_belle_files_is_one_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents merged instructions from needing a conversion, or records that are there twice."""
+    folder = tmp_path / "instructions"
+    folder.mkdir()
+    write_instructions(folder)
+    report = read_json(resolve_shard_set(str(folder)) / MANIFEST)["report"]
+    assert {name: counts["kept"] for name, counts in report["sources"].items()} == {
+        "alpaca": 12,
+        "belle-0.5m": 10,
+    }
+    assert report["dropped"] == {"exact_duplicate": 2}
+    assert f"{folder}: of 2 files, 1 as alpaca, 1 as belle-0.5m" in capsys.readouterr().out
+
+
+def test_summaries_among_instructions_are_refused(tmp_path: Path) -> None:
+    """Prevents records of two kinds in one set, which cannot hold them."""
+    write_instructions(tmp_path)
+    (tmp_path / "csl.tsv").write_text("题目\t一篇长长的摘要，比题目长得多。\n" * 3)
+    with pytest.raises(UserError, match=r"alpaca\.json is read as alpaca but .*csl\.tsv as csl"):
+        resolve_shard_set(str(tmp_path))

@@ -286,8 +286,8 @@ class Llama(nn.Module):
                 states are passed through the head.
             scale: factor of the loss, usually one over the number of targets of the whole batch.
             loss_path: the implementation of the loss, see `model.loss`.
-            num_correct: an integer scalar on the model's device, to which the number of targets
-                that are the most likely id is added.
+            num_correct: a scalar on the model's device, to which the number of targets that are
+                the most likely id is added.
             per_target: return log-probabilities; `scale`, `loss_path` and `num_correct` are not
                 used.
             positions: [T] or [B, T]; default: 0, 1, 2 …

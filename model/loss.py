@@ -61,7 +61,7 @@ def linear_cross_entropy(
 
     hidden[N, D], weight[V, D], targets[N]. `scale` is usually one over the number of targets of the
     whole batch, so that gradients accumulated over micro-batches are those of the batch's mean. The
-    number of targets that are the most likely id is added to `num_correct`, an integer scalar on
+    number of targets that are the most likely id is added to `num_correct`, a scalar on
     the same device. `full` and `chunked` have the logits for that; `torch` computes them a second
     time.
     """

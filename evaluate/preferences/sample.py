@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evaluate.kinds.conversations import Question
+from evaluate.kinds.conversations import Question, encode_question
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.model_answer import ModelAnswer
 from evaluate.partial_results import partial_results
@@ -35,12 +35,7 @@ def sample_answers(
     max_tokens = max_prompt_tokens(loaded.model.trained_context, options.max_new_tokens)
 
     def sample_chunk(chunk: Sequence[Question]) -> list[list[dict[str, Any]] | None]:
-        prompts = [
-            loaded.template.encode_prompt(
-                loaded.tokenizer, each.history, each.question, each.passage, each.system
-            )
-            for each in chunk
-        ]
+        prompts = [encode_question(loaded.template, loaded.tokenizer, each) for each in chunk]
         fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
         answers = sample_batch(
             loaded.model,

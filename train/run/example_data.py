@@ -46,7 +46,7 @@ class ExampleData:
             identity=self._identity(),
         )
         rows_per_epoch = row_plan.num_rows(epoch=0)
-        # --max_steps replaces --epochs; `SftOptions.find_conflicts` makes sure that one is given.
+        # --max_steps replaces --epochs; `FineTuneOptions.find_conflicts` makes sure of one of them.
         max_steps = options.max_steps or 0
         assert options.epochs != "auto"  # `resolve_run` has replaced it
         if options.epochs is not None and not max_steps:

@@ -101,9 +101,9 @@ def _rebuild_initial_model(spec: RunSpec) -> Llama:
     base = spec.base.folder
     if base is not None and not base.is_dir():
         raise UserError(
-            f"{spec.folder}: what was computed with its base before the first step is missing, "
-            f"damaged, or of another --precision, and the base, {base}, is gone: put one of them "
-            "back"
+            f"{spec.folder}: its base, {base}, is gone, and needed again: put it back. Of what was "
+            "computed with it before the first step, a file is missing, damaged, or of another "
+            "--precision or --evaluation.examples, or --grpo.kl compares with the base itself"
         )
     return build_model(spec, None)
 

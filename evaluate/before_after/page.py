@@ -10,12 +10,11 @@ from evaluate.report.render import Block, Cell, Heading, Paragraph, Table
 # Questions of each task that the page shows.
 MAX_QUESTIONS_SHOWN = 12
 METHOD_NOTE = (
-    "Both models were asked the same questions, each in its own chat template, within the shorter "
-    "of their contexts; answers are greedy. "
-    "Rates have Wilson's 95 % interval, means and losses that of the bootstrap. Differences are "
-    "paired, over the same questions: those of rates have Newcombe's interval, the others the "
-    "bootstrap's. One whose interval excludes 0 is said to be found; of the measures that did not "
-    "change, about one in twenty is said to have changed."
+    "Both models were asked the same questions, each in its own chat template and both within the "
+    "shorter of their contexts; answers are greedy. Rates have Wilson's 95 % interval, means and "
+    "losses that of the bootstrap. Differences are paired, over the same questions: those of rates "
+    "have Newcombe's interval, the others the bootstrap's. One whose interval excludes 0 is said "
+    "to be found; of the measures that did not change, about one in twenty is said to have changed."
 )
 
 

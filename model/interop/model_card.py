@@ -16,6 +16,12 @@ from model.lora_options import Merge
 
 # Figures further down in a results file, such as those of single families of rules, are left out.
 MAX_SCORE_DEPTH = 2
+# Of an export with `merge` "original": evaluation commands load the other merge.
+_OTHER_WEIGHTS_NOTE = (
+    "Measured with the weights that the adapter was trained beside, in 4 bits or dequantized, and "
+    "not with the weights of this export, which are its sum with the base's own: "
+    "`python -m evaluate.merge` compares them."
+)
 
 
 def build_model_card(
@@ -51,7 +57,10 @@ def build_model_card(
         run = checkpoint.resolve().parent.parent
         sections.append("## Training\n\n" + _markdown_table(_training_rows(run, step, merge)))
         if scores := _score_rows(run, step):
-            sections.append(f"## Scores at step {step:,}\n\n" + _markdown_table(scores))
+            sections.append(f"## Scores at step {step:,}")
+            if merge == "original":
+                sections.append(_OTHER_WEIGHTS_NOTE)
+            sections.append(_markdown_table(scores))
     text = "\n\n".join(sections) + "\n"
     # JSON can hold lone surrogates, which cannot be written as UTF-8.
     return text.encode(errors="replace").decode()
@@ -151,6 +160,9 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
             values = {key: value for key, value in record.items() if key not in ("kind", "step")}
             scores |= {f"{label} {key}": value for key, value in flatten(values).items()}
     for file in sorted((run / run_layout.RESULTS_DIR).glob("*.json")):
+        # What changed from another model is no score.
+        if file.stem == run_layout.BEFORE_AFTER_NAME:
+            continue
         values = read_json(file)
         # A result with `weights` was measured with quantized weights, which are not exported.
         if isinstance(values, dict) and values.get("step") == step and "weights" not in values:

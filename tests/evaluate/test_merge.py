@@ -4,7 +4,7 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
 from model.llama import Llama
+from model.lora_options import Merge
 from model.tokenizer.base import Tokenizer
 from tests.fault_injection.child import run_in_test_process
 from tests.helpers.training import to_arguments
@@ -112,6 +113,20 @@ def test_models_are_in_memory_one_at_a_time(run: Path, monkeypatch: pytest.Monke
     )
     compare_merges(MergeOptions(checkpoint=run, device="cpu", limit=2))
     assert len(loaded) == 5
+
+
+@pytest.mark.slow
+def test_card_says_which_merge_has_its_scores(run: Path, tmp_path: Path) -> None:
+    """Catch scores of the dequantized merge in the card of an export of the other."""
+    for name, merged_into in (
+        ("dequantized", "these, dequantized"),
+        ("original", "the base's own"),
+    ):
+        export_hf(run, tmp_path / name, merge=cast(Merge, name))
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert f"| trained beside | nf4 weights; merged into {merged_into} |" in card
+        assert "validation loss |" in card
+        assert ("not with the weights of this export" in card) == (name == "original")
 
 
 def test_rounding_is_that_of_an_export(tmp_path: Path, tokenizer: Tokenizer) -> None:

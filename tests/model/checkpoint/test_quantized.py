@@ -119,7 +119,7 @@ def test_merge_has_the_logits_of_training_and_the_original_has_others(
 def test_exports_hold_the_merge_that_was_asked_for(
     merge: Merge, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Catch an export of the other weights, in either format, and a card that does not say."""
+    """Catch an export of the other weights, in either format."""
     base = save_base(tmp_path / "base", tokenizer)
     folder = save_adapter(tmp_path / "adapter", base, seed=1)
     expected, _ = weights.load_checkpoint(folder, CPU, merge=merge)

@@ -174,6 +174,8 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
 
     rouge = {"step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}}
     write_json(trained_run / "results/rouge.json", rouge)
+    compared = {"step": 12, "before": {"step": 534}, "settings": {"max_new_tokens": 128}}
+    write_json(trained_run / "results/before-after.json", compared)
     run_info = read_json(trained_run / "run.json")
     export_hf(trained_run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
@@ -195,6 +197,8 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
         assert row in card, row
     # The machine that measured a score is not a score.
     assert "987,654,321" not in card and "987654321" not in card
+    # Nor is what changed from another model.
+    assert "before-after" not in card
 
 
 @pytest.mark.slow

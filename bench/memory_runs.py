@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from bench.options import MemoryOptions
 from bench.rounds import run_rounds
@@ -19,15 +20,15 @@ from data.batching.collate import Batch, BatchLoader, collate
 from data.batching.examples import Example
 from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT, ShardSet
-from model.checkpoint import weights
+from model.checkpoint.locate import CONFIG_FILE, WEIGHTS_INDEX_FILE
 from model.config import LlamaConfig, config_from_preset
 from model.llama import Llama
-from model.lora_options import LoraOptions
+from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath
 from model.precision import Precision
 from model.tokenizer import load_tokenizer
 from train.memory_report import idle_process_bytes
-from train.monitoring.memory_plan import Workload, plan_memory
+from train.monitoring.memory_plan import SCORED_TOKENS, Workload, plan_memory
 from train.objective import CrossEntropy
 from train.options import OptimizerName, PretrainOptions
 from train.pretrain_eval import TextEvaluator
@@ -40,7 +41,6 @@ TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "tokenizer"
 MIN_RATIO, MAX_RATIO = 1.0, 1.15
 # In the second step optimizer states exist, and in the third the heap has its final size.
 STEPS = 3
-HELD_OUT_TOKENS = 5000
 HEADER = """\
 | | model | vocabulary | micro-batch | training | measured MB | planned MB | ratio | phase |
 |---|---|---|---|---|---|---|---|---|"""
@@ -62,6 +62,9 @@ class Configuration:
     precision: Precision = "fp32"
     loss_path: LossPath = "chunked"
     lora: LoraOptions | None = None
+    quantize: Quantization | None = None
+    checkpointing: bool = False
+    held_out_tokens: int = 5000  # of text, which the evaluation scores
     shape: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,6 +88,9 @@ class Configuration:
             loss_path=self.loss_path,
             optimizer=self.optimizer,
             lora=self.lora,
+            quantization=self.quantize,
+            checkpointing=self.checkpointing,
+            scored_tokens=min(SCORED_TOKENS, self.held_out_tokens),
             has_base=self.lora is not None,
         )
 
@@ -92,7 +98,11 @@ class Configuration:
     def name(self) -> str:
         """A description for the table."""
         words = [self.preset.removeprefix("babyllama-")]
-        words += [f"{key} {value}" for key, value in self.shape.items()]
+        # A shape of many fields is one of its own, of which the size is in the table.
+        if len(self.shape) > 1:
+            words = []
+        else:
+            words += [f"{key} {value}" for key, value in self.shape.items()]
         words += [self.optimizer, self.precision]
         if self.loss_path != "chunked":
             words.append(f"{self.loss_path} loss")
@@ -101,11 +111,30 @@ class Configuration:
         if self.lora is not None:
             targets = "all" if self.lora.targets == SEVEN else ", ".join(self.lora.targets)
             words.append(f"LoRA {self.lora.rank} on {targets}")
+            words += ["adapter in bf16"] * (self.lora.dtype == "bf16")
+        if self.quantize is not None:
+            words.append(self.quantize)
+        words += ["checkpointing"] * self.checkpointing
         return ", ".join(words)
 
 
-# The first configurations are the smallest ones. Those with quantized weights follow here when
-# training has them.
+# That of TinyLlama, with fewer layers for 0.3 billion parameters and with more for 1.5 billion.
+SHAPE_1B = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+# As in configs/qlora-33b.yaml.
+QLORA: dict[str, Any] = {
+    "quantize": "nf4",
+    "lora": LoraOptions(rank=64, targets=SEVEN, dtype="bf16"),
+    "optimizer": "paged_adamw8bit",
+    "precision": "bf16",
+    "checkpointing": True,
+}
+# The first configurations are the smallest ones.
 CONFIGURATIONS = (
     Configuration("babyllama-3m", 8192, 512, 4, 4),
     Configuration("babyllama-3m", 8192, 128, 4, 4, optimizer="adamw"),
@@ -141,6 +170,79 @@ CONFIGURATIONS = (
     Configuration("babyllama-218m", 8192, 256, 1, 1, lora=LoraOptions(rank=16, targets=SEVEN)),
     Configuration("babyllama-218m", 65_000, 256, 1, 1, precision="bf16"),
     Configuration("babyllama-92m", 8192, 256, 2, 1, precision="bf16"),
+    Configuration("babyllama-3m", 8192, 512, 8, 8, checkpointing=True),
+    Configuration("babyllama-43m", 8192, 512, 4, 4, checkpointing=True),
+    Configuration("babyllama-43m", 8192, 512, 4, 4, optimizer="adamw8bit"),
+    Configuration(
+        "babyllama-43m", 65_000, 512, 4, 2, optimizer="adamw8bit", lora=LoraOptions(rank=16)
+    ),
+    Configuration(
+        "babyllama-43m",
+        8192,
+        512,
+        4,
+        4,
+        quantize="nf4",
+        lora=LoraOptions(rank=16, targets=SEVEN),
+        optimizer="adamw",
+    ),
+    Configuration(
+        "babyllama-43m",
+        8192,
+        512,
+        4,
+        4,
+        quantize="nf4",
+        lora=LoraOptions(rank=16, targets=SEVEN),
+        optimizer="adamw",
+        precision="bf16",
+    ),
+    Configuration("babyllama-92m", 65_000, 512, 4, 2, example_tokens=100, **QLORA),
+    Configuration(
+        "babyllama-218m",
+        65_000,
+        512,
+        2,
+        1,
+        quantize="nf4",
+        lora=LoraOptions(rank=8),
+        optimizer="adamw",
+        precision="bf16",
+    ),
+    Configuration("babyllama-218m", 8192, 1024, 2, 1, example_tokens=200, **QLORA),
+    Configuration(
+        "babyllama-3m",
+        32_000,
+        512,
+        1,
+        1,
+        example_tokens=100,
+        shape={**SHAPE_1B, "num_hidden_layers": 5},
+        held_out_tokens=1000,
+        **QLORA,
+    ),
+    Configuration(
+        "babyllama-3m",
+        32_000,
+        256,
+        1,
+        1,
+        example_tokens=100,
+        shape=SHAPE_1B,
+        held_out_tokens=600,
+        **QLORA,
+    ),
+    Configuration(
+        "babyllama-3m",
+        32_000,
+        128,
+        1,
+        1,
+        example_tokens=100,
+        shape={**SHAPE_1B, "num_hidden_layers": 32},
+        held_out_tokens=300,
+        **QLORA,
+    ),
 )
 
 
@@ -194,21 +296,43 @@ class RandomData:
 
 
 def write_base(configuration: Configuration, folder: Path) -> Path:
-    """Write a checkpoint with random weights for an adapter, and return its folder."""
-    model = Llama(configuration.config).init_weights(0)
+    """Write a checkpoint with random weights for an adapter, and return its folder.
+
+    Each layer has a file of its own, so that the memory of this process stays small. A base that
+    will be quantized is in bf16, as large models are.
+    """
+    config = configuration.config
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in Llama(config).named_parameters()}
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(name.rpartition(".layers.")[2].partition(".")[0], []).append(name)
+    generator = torch.Generator().manual_seed(0)
+    files: dict[str, str] = {}
     with atomic_folder(folder / "base", {}) as partial_folder:
-        weights.save_checkpoint(model, load_tokenizer(TOKENIZER), partial_folder)
+        load_tokenizer(TOKENIZER).save(partial_folder)
+        write_json(partial_folder / CONFIG_FILE, config.to_hf())
+        for number, names in enumerate(groups.values(), start=1):
+            file = f"model-{number:05}-of-{len(groups):05}.safetensors"
+            tensors = {name: torch.empty(shapes[name]) for name in names}
+            for tensor in tensors.values():
+                tensor.normal_(std=config.initializer_range, generator=generator)
+            if configuration.quantize is not None:
+                tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+            save_file(tensors, partial_folder / file)
+            files |= dict.fromkeys(names, file)
+        write_json(partial_folder / WEIGHTS_INDEX_FILE, {"weight_map": files})
     return folder / "base"
 
 
-def _write_held_out_text(folder: Path) -> Path:
+def _write_held_out_text(folder: Path, num_tokens: int) -> Path:
     """Write a shard set of random text for the evaluation, with ids that all vocabularies have."""
     tokenizer = load_tokenizer(TOKENIZER)
     manifest = {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
     with atomic_folder(folder / "shards", manifest) as partial_folder:
         tokenizer.save(partial_folder)
         writer = SequenceWriter(partial_folder, "validation", tokenizer.vocab_size)
-        writer.add(np.random.default_rng(0).integers(400, 4000, HELD_OUT_TOKENS))
+        writer.add(np.random.default_rng(0).integers(400, 4000, num_tokens))
         writer.close()
     return folder / "shards"
 
@@ -218,7 +342,7 @@ def measure(configuration: Configuration, base: Path | None) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shards = ShardSet.open(_write_held_out_text(folder))
+        shards = ShardSet.open(_write_held_out_text(folder, configuration.held_out_tokens))
         tokenizer = shards.load_tokenizer()
         tokens = configuration.rows * configuration.length
         options = PretrainOptions.model_validate(
@@ -229,6 +353,7 @@ def measure(configuration: Configuration, base: Path | None) -> int:
                 "sequence_length": configuration.length,
                 "micro_batch": configuration.micro_rows,
                 "precision": configuration.precision,
+                "gradient_checkpointing": configuration.checkpointing,
                 "optimizer": {"name": configuration.optimizer},
                 # Ids of other prompts are not in the smallest vocabulary.
                 "evaluation": {"prompts": [""], "sample_tokens": 8},
@@ -249,6 +374,7 @@ def measure(configuration: Configuration, base: Path | None) -> int:
             objective=CrossEntropy(),
             evaluator=TextEvaluator(options, tokenizer, [shards.load_text("validation")]),
             command_fingerprints={},
+            quantize=configuration.quantize,
         )
         trainer = start(spec)
         trainer.compute_plan = replace(trainer.compute_plan, loss_path=configuration.loss_path)

@@ -32,6 +32,7 @@ from tests.helpers.training import (
 )
 from train import distributed
 from train.grpo_run import resolve_run
+from train.monitoring.run_memory import plan_run_memory
 from train.options import GrpoOptions
 from train.run.start import start
 from train.trainer import Trainer
@@ -212,6 +213,20 @@ def test_batches_are_not_drawn_before_the_weights_are_there(trainer: Trainer) ->
     assert trainer._prefetched is None
     typical = trainer.batches.typical_batch()
     assert typical.num_tokens > 0 and trainer.model.training
+
+
+def test_memory_is_planned_without_drawing_answers(options: dict[str, Any], tmp_path: Path) -> None:
+    """Catch a summary that asks a model for answers before there is one, and one without them."""
+    trainer = build_trainer(tmp_path / "run", options)
+    trainer.close()
+    spec, batches = trainer.spec, trainer.batches
+    batches._model = None
+    plan = plan_run_memory(spec, trainer.model, trainer.compute_plan, batches, process_bytes=0)
+    config = spec.model_config
+    width = config.num_key_value_heads * config.head_dim
+    # 4 prompts with 3 answers, of 6 ids at most, after rows of 128.
+    numbers = 2 * config.num_hidden_layers * 12 * (128 + 6) * width
+    assert plan.phases["sampling"]["KV cache"] == 4 * numbers
 
 
 def test_reference_of_an_adapter_is_the_base(options: dict[str, Any], tmp_path: Path) -> None:

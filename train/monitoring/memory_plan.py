@@ -31,6 +31,8 @@ from train.options import OptimizerName
 NF4_BITS = 4 + 8 / BLOCK_SIZE + 32 / (BLOCK_SIZE * SCALE_BLOCK_SIZE)
 # The driver's context of a GPU, and the workspaces of its libraries.
 CUDA_CONTEXT_BYTES = 500_000_000
+# bitsandbytes and what it imports, as measured.
+BITSANDBYTES_BYTES = 125_000_000
 # glibc takes tensors up to this size from its heap, which does not shrink; it maps larger ones, and
 # returns them to the system when they are freed (M_MMAP_THRESHOLD_MAX).
 HEAP_TENSOR_BYTES = 32 << 20
@@ -51,6 +53,12 @@ MAX_HEAP_WASTE_GRADIENTS_16_BIT = 0.9
 HEAP_WASTE_ADAPTER_OUTPUTS = 0.75
 # Positions of text that an evaluation scores together.
 SCORED_TOKENS = 16 * 256
+# With gradient checkpointing the tensors of a layer lie between those that are kept, in both
+# passes: the heap wastes a share of the activations that there are without it.
+HEAP_WASTE_CHECKPOINTING = 1.0
+# With quantized weights, whose dequantized copies are allocated between the activations.
+HEAP_WASTE_QUANTIZED = 0.85
+HEAP_WASTE_QUANTIZED_16_BIT = 0.55
 # What the heap wastes differs from run to run; this share of the peak is added.
 HEAP_VARIATION = 0.03
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
@@ -107,6 +115,11 @@ class Workload:
         return 4 if self.quantization is None else self.compute_bytes
 
     @property
+    def uses_bitsandbytes(self) -> bool:
+        """Whether a weight or a moment is quantized."""
+        return self.quantization is not None or self.optimizer not in ("muon", "adamw")
+
+    @property
     def adapter_bytes(self) -> int:
         """Bytes of a number of the adapter."""
         return 2 if self.lora is not None and self.lora.dtype == "bf16" else 4
@@ -161,9 +174,11 @@ class MemoryPlan:
 def plan_memory(workload: Workload, process_bytes: int = 0) -> MemoryPlan:
     """Return the memory of a workload.
 
-    On a CPU the interpreter and its libraries need `process_bytes` (`train.monitoring.run_memory`);
-    on a GPU the context takes their place.
+    On a CPU the interpreter and its libraries but bitsandbytes need `process_bytes`
+    (`train.monitoring.run_memory`); on a GPU the context takes their place.
     """
+    if workload.uses_bitsandbytes:
+        process_bytes += BITSANDBYTES_BYTES
     phases = {
         "loading": _loading(workload),
         "loss": _loss(workload),
@@ -217,9 +232,14 @@ def _heap_waste(workload: Workload) -> float:
         share = HEAP_WASTE_ADAPTER
     if workload.micro_batches > 1:
         share = HEAP_WASTE_SEVERAL_MICRO_BATCHES
-    activations = _heap_bytes(_activations(workload))
+    if workload.quantization is not None:
+        is_narrow = workload.compute_bytes < 4
+        share = HEAP_WASTE_QUANTIZED_16_BIT if is_narrow else HEAP_WASTE_QUANTIZED
+    if workload.checkpointing:
+        share = HEAP_WASTE_CHECKPOINTING
+    activations = _heap_bytes(_activations(replace(workload, checkpointing=False)))
     waste = share * activations
-    if workload.lora is None:
+    if workload.lora is None and not workload.checkpointing:
         weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
         gradients = (4 + narrow) * weights
         waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
@@ -228,7 +248,7 @@ def _heap_waste(workload: Workload) -> float:
 
 def _adapter_heap_waste(workload: Workload) -> float:
     """Return the bytes of the heap that the forward pass of an adapter wastes in addition."""
-    if workload.lora is None:
+    if workload.lora is None or workload.quantization is not None:
         return 0.0
     config = workload.config
     # Its output, a multiple of it and the output of the frozen layer, before they are added.
@@ -564,6 +584,9 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
     num_bytes -= hidden * workload.weight_bytes
     if e < workload.weight_bytes:
         num_bytes += 2 * hidden * e
+    if workload.weight_bytes < 4:
+        # Those of a norm, which is computed in fp32, may be larger.
+        num_bytes = max(num_bytes, 4 * hidden * 4)
     weight = max(_linear_sizes(config)) if workload.lora is None else max(_adapter_sizes(workload))
     weight *= 4 + (e if e < 4 else 0)
     part = "temporaries"
@@ -613,6 +636,10 @@ def _backward_end(workload: Workload) -> list[Tensors]:
 def _update(workload: Workload) -> list[Tensors]:
     """Gradients are clipped, and the optimizers compute the steps."""
     terms = _resident(workload) + _gradients(workload)
+    if workload.device == "cpu" and workload.optimizer not in ("muon", "adamw"):
+        # bitsandbytes dequantizes the moments of one matrix on a CPU, and computes in fp32.
+        largest = max(size for name, size, _ in _trainable(workload) if name != "embedding")
+        terms.append(Tensors("temporaries", 4 * largest, 6))
     if workload.optimizer == "muon" and workload.lora is None:
         # Of one matrix: the update in fp32, and before and after an iteration in the dtype of the
         # iteration; and three products of the smaller side.

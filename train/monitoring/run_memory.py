@@ -1,6 +1,7 @@
 """The memory plan of a run that is about to start."""
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ from common.machine import resident_memory_bytes
 from data.batching.collate import Batch, BatchLoader
 from model.llama import Llama
 from train.autotune import ComputePlan
-from train.monitoring.memory_plan import SCORED_TOKENS, MemoryPlan, Workload, plan_memory
+from train.monitoring.memory_plan import (
+    BITSANDBYTES_BYTES,
+    SCORED_TOKENS,
+    MemoryPlan,
+    Workload,
+    plan_memory,
+)
 from train.options import TrainOptions
 from train.run.spec import RunSpec
 
@@ -54,24 +61,37 @@ def count_scored_tokens(*, is_packed: bool, micro_rows: int, length: int) -> int
     return max(SCORED_ROWS, micro_rows) * length if is_packed else SCORED_TOKENS
 
 
+def measure_process_bytes(model: Llama) -> int:
+    """Return the memory of this process without the model, and what it takes later.
+
+    bitsandbytes is left out, which a plan adds.
+    """
+    num_bytes = resident_memory_bytes() - count_weight_bytes(model) + LATE_BYTES
+    return num_bytes - BITSANDBYTES_BYTES if "bitsandbytes" in sys.modules else num_bytes
+
+
 def plan_run_memory(
-    spec: RunSpec, model: Llama, compute_plan: ComputePlan, batches: BatchLoader[Any]
+    spec: RunSpec,
+    model: Llama,
+    compute_plan: ComputePlan,
+    batches: BatchLoader[Any],
+    process_bytes: int,
 ) -> MemoryPlan:
-    """Return the plan of a run, with what is resident now in place of an idle process.
+    """Return the plan of a run in a process that is as large without its model.
 
     A typical step tells how many positions have a loss, and whether rows hold several examples.
     """
     micro_rows, length = compute_plan.micro_rows, spec.options.sequence_length
     batch = batches.typical_batch()
     is_packed = batch.segments is not None
-    # Answers that are not drawn yet may be longer than typical ones, and fill more rows.
+    # Answers that are not drawn yet may be longer than typical ones.
     is_unknown = batches.depends_on_weights
-    num_rows = spec.rows_per_step if is_unknown else len(batch.ids)
     workload = describe_run(
         model,
         compute_plan,
         spec.options,
-        micro_batches=math.ceil(num_rows / micro_rows),
+        micro_rows=min(micro_rows, len(batch.ids)),
+        micro_batches=math.ceil(len(batch.ids) / micro_rows),
         targets=None if is_unknown else count_targets(batch, micro_rows),
         is_packed=is_packed,
         loss_path=compute_plan.loss_path if spec.objective.uses_loss_path else "chunked",
@@ -79,9 +99,7 @@ def plan_run_memory(
             is_packed=is_packed, micro_rows=micro_rows, length=length
         ),
     )
-    # The models exist already, so their weights are in the resident memory too.
-    weight_bytes = count_weight_bytes(model) * (2 if workload.has_reference else 1)
-    return plan_memory(workload, resident_memory_bytes() - weight_bytes + LATE_BYTES)
+    return plan_memory(workload, process_bytes)
 
 
 def count_targets(batch: Batch, micro_rows: int) -> int:

@@ -23,6 +23,7 @@ from model.precision import DTYPES
 from model.reading_heads import init_reading_heads
 from train import distributed
 from train.autotune import resolve_compute_plan
+from train.monitoring.run_memory import measure_process_bytes, plan_run_memory
 from train.options import TrainOptions
 from train.run.directory import RunDir
 from train.run.spec import RunSpec
@@ -52,6 +53,8 @@ def start(spec: RunSpec) -> Trainer:
     plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)
     model = build_model(spec, run.start_checkpoint)
     compute_plan = resolve_compute_plan(spec, run, model)
+    # Measured now: what an objective computes grows the heap, which training uses again.
+    process_bytes = measure_process_bytes(model)
     spec.objective.prepare(
         spec.folder,
         # A new run has its initial model already: another one would be twice the memory.
@@ -59,7 +62,8 @@ def start(spec: RunSpec) -> Trainer:
         precision=compute_plan.precision,
         micro_rows=compute_plan.micro_rows,
     )
-    print_run_summary(spec, run, model, plan, compute_plan)
+    memory = plan_run_memory(spec, model, compute_plan, plan.batches, process_bytes)
+    print_run_summary(spec, run, model, plan, compute_plan, memory.peak_bytes)
     return Trainer(spec, run, model, plan, compute_plan)
 
 

@@ -3,7 +3,6 @@
 from model.llama import Llama
 from train import distributed
 from train.autotune import ComputePlan, count_trainable_parameters
-from train.monitoring.run_memory import plan_run_memory
 from train.monitoring.throughput import (
     count_attention_pairs,
     effective_row_length,
@@ -25,8 +24,11 @@ def print_run_summary(
     model: Llama,
     plan: TrainingPlan,
     compute_plan: ComputePlan,
+    memory_bytes: int,
 ) -> None:
     """Print the model, the data, the device and the run directory, with advice if something is off.
+
+    `memory_bytes` is the planned peak.
 
     The advice concerns too many epochs, a missing validation split, and a run too long for a CPU.
     """
@@ -41,12 +43,12 @@ def print_run_summary(
         )
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")
-    memory = plan_run_memory(spec, model, compute_plan, plan.batches).peak_bytes
     print(
         f"machine   {compute_plan.device}, {compute_plan.precision}, "
         f"{compute_plan.micro_rows} × {options.sequence_length} tokens at once"
         f"{options.describe_step()}, loss path {compute_plan.loss_path}"
-        f"{', compiled' if compute_plan.compile else ''}; about {memory / 1e9:.1f} GB of memory"
+        f"{', compiled' if compute_plan.compile else ''}; "
+        f"about {memory_bytes / 1e9:.1f} GB of memory"
     )
     if spec.device.type == "cpu" and flops > MAX_CPU_FLOPS:
         _print_note("this takes a CPU many hours: use fewer --max_steps or a smaller model")

@@ -204,7 +204,7 @@ def test_predictions_file_step_is_common_to_all_lines(
         (["--checkpoint", "x"], "--checkpoint needs questions"),
         (
             ["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"],
-            "this measures conversations or summaries",
+            "this measures conversations or preferences or summaries",
         ),
         (["--score", "no/such.jsonl"], "no/such.jsonl cannot be read"),
         (["--score", "README.md"], "README.md line 1: not valid JSON"),

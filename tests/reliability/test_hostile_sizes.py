@@ -31,6 +31,8 @@ from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import checkpoint as training
+from train.optimizer import build_optimizers
+from train.options import OptimizerOptions
 
 CPU = torch.device("cpu")
 
@@ -118,7 +120,7 @@ def test_safetensors_header_sizes_are_checked(
     weights.save_weights(network, model)
     (model / training.OPTIMIZER_FILE).write_bytes(data)
     with pytest.raises(UserError, match=r"optimizer\.safetensors (cannot be read|holds)"):
-        training.restore(model, network, {"muon": torch.optim.SGD(network.parameters())})
+        training.restore(model, network, build_optimizers(network, OptimizerOptions()))
 
 
 def test_tied_model_without_embedding_gives_one_line_error(

@@ -15,7 +15,7 @@ from data.lengths.__main__ import main
 from data.lengths.options import LengthsOptions
 from data.sources import find_source
 from model.tokenizer.base import Tokenizer
-from train.options import TrainOptions
+from train.options import SftOptions
 
 RunCommand = Callable[..., str]
 
@@ -43,7 +43,7 @@ def belle_line(number: int) -> str:
 
 def test_default_step_is_that_of_training() -> None:
     """Prevents steps of another size than a run with default options has."""
-    assert LengthsOptions(data="csl").batch_tokens == TrainOptions().batch_tokens
+    assert LengthsOptions(data="csl").batch_tokens == SftOptions().batch_tokens
 
 
 @pytest.mark.slow

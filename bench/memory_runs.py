@@ -230,6 +230,7 @@ CONFIGURATIONS = (
         held_out_tokens=300,
         **QLORA,
     ),
+    Configuration("babyllama-218m", 8192, 512, 1, 1, example_tokens=200, **QLORA),
 )
 
 

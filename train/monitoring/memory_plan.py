@@ -56,12 +56,13 @@ SCORED_TOKENS = 16 * 256
 # With gradient checkpointing the tensors of a layer lie between those that are kept, in both
 # passes: the heap wastes a share of the activations that there are without it.
 HEAP_WASTE_CHECKPOINTING = 1.0
-# With quantized weights. Their dequantized copies lie between the activations, so that the heap
-# wastes a multiple of these too, up to a share of all copies of a pass.
+# With quantized weights. Activations fill the holes of dequantized copies that are several times
+# larger: then a share of all copies of a pass is wasted, and several of the largest one.
 HEAP_WASTE_QUANTIZED = 0.85
 HEAP_WASTE_QUANTIZED_16_BIT = 0.55
-HEAP_WASTE_DEQUANTIZED = 3.2
-MAX_HEAP_WASTE_DEQUANTIZED = 1.1
+HEAP_WASTE_DEQUANTIZED = 0.7
+HEAP_WASTE_LARGEST_COPIES = 6.5
+MIN_RATIO_OF_WASTED_COPIES = 3
 # What the heap wastes differs from run to run; this share of the peak is added.
 HEAP_VARIATION = 0.03
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
@@ -243,15 +244,25 @@ def _heap_waste(workload: Workload) -> float:
     activations = _heap_bytes(_activations(replace(workload, checkpointing=False)))
     waste = share * activations
     if workload.quantization is not None:
-        sizes = [size * workload.compute_bytes for size in _linear_sizes(workload.config)]
-        copies = sum(size for size in sizes if size <= HEAP_TENSOR_BYTES)
-        copies *= workload.config.num_hidden_layers
-        waste += min(HEAP_WASTE_DEQUANTIZED * activations, MAX_HEAP_WASTE_DEQUANTIZED * copies)
+        waste += _dequantized_heap_waste(workload)
     if workload.lora is None and not workload.checkpointing:
         weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
         gradients = (4 + narrow) * weights
         waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
     return waste
+
+
+def _dequantized_heap_waste(workload: Workload) -> float:
+    """Return the bytes of the heap that dequantized weights waste in addition."""
+    config = workload.config
+    sizes = [size * workload.compute_bytes for size in _linear_sizes(config)]
+    copies = [size for size in sizes if size <= HEAP_TENSOR_BYTES]
+    largest = max(copies, default=0)
+    width = max(config.intermediate_size, config.hidden_size)
+    if largest < MIN_RATIO_OF_WASTED_COPIES * workload.tokens * width * workload.compute_bytes:
+        return 0.0
+    all_copies = config.num_hidden_layers * sum(copies)
+    return HEAP_WASTE_DEQUANTIZED * all_copies + HEAP_WASTE_LARGEST_COPIES * largest
 
 
 def _adapter_heap_waste(workload: Workload) -> float:

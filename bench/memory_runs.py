@@ -97,11 +97,10 @@ class Configuration:
     @property
     def name(self) -> str:
         """A description for the table."""
-        words = [self.preset.removeprefix("babyllama-")]
+        words: list[str] = []
         # A shape of many fields is one of its own, of which the size is in the table.
-        if len(self.shape) > 1:
-            words = []
-        else:
+        if len(self.shape) <= 1:
+            words.append(self.preset.removeprefix("babyllama-"))
             words += [f"{key} {value}" for key, value in self.shape.items()]
         words += [self.optimizer, self.precision]
         if self.loss_path != "chunked":
@@ -199,18 +198,6 @@ CONFIGURATIONS = (
     ),
     Configuration("babyllama-92m", 65_000, 512, 4, 2, example_tokens=100, **QLORA),
     Configuration(
-        "babyllama-218m",
-        65_000,
-        512,
-        2,
-        1,
-        quantize="nf4",
-        lora=LoraOptions(rank=8),
-        optimizer="adamw",
-        precision="bf16",
-    ),
-    Configuration("babyllama-218m", 8192, 1024, 2, 1, example_tokens=200, **QLORA),
-    Configuration(
         "babyllama-3m",
         32_000,
         512,
@@ -243,6 +230,7 @@ CONFIGURATIONS = (
         held_out_tokens=300,
         **QLORA,
     ),
+    Configuration("babyllama-218m", 8192, 512, 1, 1, example_tokens=200, **QLORA),
 )
 
 

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.memory_runs import (
     CONFIGURATIONS,
@@ -12,10 +14,14 @@ from bench.memory_runs import (
     MIN_RATIO,
     RandomBatches,
     compare_memory,
+    write_base,
 )
 from bench.options import MemoryOptions
 from common.errors import UserError
 from common.files import read_json, write_json
+from model.checkpoint import weights
+from model.checkpoint.locate import weights_files
+from model.lora_options import LoraOptions
 from train.monitoring.memory_plan import plan_memory
 
 
@@ -63,12 +69,14 @@ def test_configurations_cover_what_memory_depends_on() -> None:
     """Prevents bounds that hold for one size, precision, loss or kind of rows only."""
     assert len(set(map(repr, CONFIGURATIONS))) == len(CONFIGURATIONS) >= 20
     sizes = [configuration.config.num_parameters for configuration in CONFIGURATIONS]
-    assert min(sizes) < 3e6 and max(sizes) > 200e6
+    assert min(sizes) < 3e6 and max(sizes) > 1.4e9
     for name, values in {
-        "vocab_size": {4096, 8192, 65_000},
+        "vocab_size": {4096, 8192, 32_000, 65_000},
         "precision": {"fp32", "bf16"},
         "loss_path": {"full", "chunked", "torch"},
-        "optimizer": {"muon", "adamw"},
+        "optimizer": {"muon", "adamw", "adamw8bit", "paged_adamw8bit"},
+        "quantize": {None, "nf4"},
+        "checkpointing": {False, True},
     }.items():
         assert {getattr(configuration, name) for configuration in CONFIGURATIONS} == values
     assert sum(configuration.lora is not None for configuration in CONFIGURATIONS) >= 3
@@ -76,6 +84,17 @@ def test_configurations_cover_what_memory_depends_on() -> None:
     # Within the memory of a machine of 16 GB.
     for configuration in CONFIGURATIONS:
         assert plan_memory(configuration.workload).peak_bytes < 9e9
+
+
+def test_a_large_base_is_written_layer_by_layer(tmp_path: Path) -> None:
+    """Prevents a base of which loading refuses a file, and the memory of a whole model for it."""
+    configuration = replace(CONFIGURATIONS[0], lora=LoraOptions(), quantize="nf4")
+    folder = write_base(configuration, tmp_path)
+    config = configuration.config
+    assert len(weights_files(folder)) == config.num_hidden_layers + 1
+    model, _ = weights.load_checkpoint(folder, torch.device("cpu"))
+    assert sum(weight.numel() for weight in model.parameters()) == config.num_parameters
+    assert 0.015 < float(model.lm_head.weight.std()) < 0.025
 
 
 def test_batches_are_those_of_the_workload() -> None:

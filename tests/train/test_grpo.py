@@ -224,8 +224,8 @@ def test_memory_is_planned_without_drawing_answers(options: dict[str, Any], tmp_
     plan = plan_run_memory(spec, trainer.model, trainer.compute_plan, batches, process_bytes=0)
     config = spec.model_config
     width = config.num_key_value_heads * config.head_dim
-    # 4 prompts with 3 answers, of 6 ids at most, after rows of 128.
-    numbers = 2 * config.num_hidden_layers * 12 * (128 + 6) * width
+    # 4 prompts with 3 answers, each in a row of 128.
+    numbers = 2 * config.num_hidden_layers * 12 * 128 * width
     assert plan.phases["sampling"]["KV cache"] == 4 * numbers
 
 

@@ -134,9 +134,8 @@ def test_rows_of_pairs_and_of_drawn_answers_are_planned(
     workload, config = drawn["workload"], drawn["workload"]["config"]
     # 32 questions with 8 answers each, 256 of which are decoded together.
     assert (workload["sampled_rows"], workload["micro_batches"]) == (256, 256)
-    positions = 1024 + 128
     numbers = 2 * config["num_hidden_layers"] * config["hidden_size"]
-    assert drawn["phases"]["sampling"]["KV cache"] == 256 * positions * numbers * 4
+    assert drawn["phases"]["sampling"]["KV cache"] == 256 * 1024 * numbers * 4
     assert "reference" not in drawn["phases"]["sampling"]
     kept = plan_config(
         monkeypatch, file, root / "configs" / "grpo-43m.yaml", *shape, "--grpo.kl", "0.1"

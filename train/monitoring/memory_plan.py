@@ -56,9 +56,13 @@ SCORED_TOKENS = 16 * 256
 # With gradient checkpointing the tensors of a layer lie between those that are kept, in both
 # passes: the heap wastes a share of the activations that there are without it.
 HEAP_WASTE_CHECKPOINTING = 1.0
-# With quantized weights, whose dequantized copies are allocated between the activations.
+# With quantized weights. Activations fill the holes of dequantized copies that are several times
+# larger: then a share of all copies of a pass is wasted, and several of the largest one.
 HEAP_WASTE_QUANTIZED = 0.85
 HEAP_WASTE_QUANTIZED_16_BIT = 0.55
+HEAP_WASTE_DEQUANTIZED = 0.7
+HEAP_WASTE_LARGEST_COPIES = 6.5
+MIN_RATIO_OF_WASTED_COPIES = 3
 # What the heap wastes differs from run to run; this share of the peak is added.
 HEAP_VARIATION = 0.03
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
@@ -239,11 +243,26 @@ def _heap_waste(workload: Workload) -> float:
         share = HEAP_WASTE_CHECKPOINTING
     activations = _heap_bytes(_activations(replace(workload, checkpointing=False)))
     waste = share * activations
+    if workload.quantization is not None:
+        waste += _dequantized_heap_waste(workload)
     if workload.lora is None and not workload.checkpointing:
         weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
         gradients = (4 + narrow) * weights
         waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
     return waste
+
+
+def _dequantized_heap_waste(workload: Workload) -> float:
+    """Return the bytes of the heap that dequantized weights waste in addition."""
+    config = workload.config
+    sizes = [size * workload.compute_bytes for size in _linear_sizes(config)]
+    copies = [size for size in sizes if size <= HEAP_TENSOR_BYTES]
+    largest = max(copies, default=0)
+    width = max(config.intermediate_size, config.hidden_size)
+    if largest < MIN_RATIO_OF_WASTED_COPIES * workload.tokens * width * workload.compute_bytes:
+        return 0.0
+    all_copies = config.num_hidden_layers * sum(copies)
+    return HEAP_WASTE_DEQUANTIZED * all_copies + HEAP_WASTE_LARGEST_COPIES * largest
 
 
 def _adapter_heap_waste(workload: Workload) -> float:
@@ -679,8 +698,12 @@ def _forward_temporaries(workload: Workload, tokens: int) -> list[Tensors]:
 
 def _generation(workload: Workload) -> list[Tensors]:
     """Return the phase of an evaluation that answers prompts."""
-    rows = workload.answer_rows
-    return [*_resident(workload), *_decoding(workload, rows), *_prefill(workload, rows)]
+    rows, length = workload.answer_rows, workload.length
+    return [
+        *_resident(workload),
+        *_decoding(workload, rows, length + workload.new_tokens),
+        *_prefill(workload, rows, length),
+    ]
 
 
 def _sampling(workload: Workload) -> list[Tensors]:
@@ -690,17 +713,19 @@ def _sampling(workload: Workload) -> list[Tensors]:
     logits = Tensors("logits and loss", rows * workload.config.vocab_size * 4, 2)
     return [
         *_resident(workload),
-        *_decoding(workload, rows),
-        *_prefill(workload, math.ceil(rows / workload.samples)),
+        *_decoding(workload, rows, workload.length),
+        *_prefill(
+            workload, math.ceil(rows / workload.samples), workload.length - workload.new_tokens
+        ),
         logits,
     ]
 
 
-def _decoding(workload: Workload, rows: int) -> list[Tensors]:
+def _decoding(workload: Workload, rows: int, positions: int) -> list[Tensors]:
     """Return the KV cache and the fused copies of the weights (`model.decode.fast`)."""
     config, lora = workload.config, workload.lora
     layers, hidden, num_bytes = config.num_hidden_layers, config.hidden_size, workload.weight_bytes
-    capacity = min(workload.length + workload.new_tokens, config.max_position_embeddings)
+    capacity = min(positions, config.max_position_embeddings)
     keys = config.num_key_value_heads * config.head_dim
     terms = [Tensors("KV cache", layers * 2 * rows * capacity * keys * num_bytes)]
     part = "decoding copies"
@@ -717,11 +742,11 @@ def _decoding(workload: Workload, rows: int) -> list[Tensors]:
     return terms
 
 
-def _prefill(workload: Workload, prompts: int) -> list[Tensors]:
-    """Return the temporaries of prompts of the length of a row, the mask of padding among them."""
-    mask = prompts * workload.length**2
+def _prefill(workload: Workload, prompts: int, length: int) -> list[Tensors]:
+    """Return the temporaries of prompts of some length, the mask of padding among them."""
+    mask = prompts * length**2
     return [
-        *_forward_temporaries(workload, prompts * workload.length),
+        *_forward_temporaries(workload, prompts * length),
         Tensors("temporaries", mask * workload.weight_bytes),
         Tensors("temporaries", mask),
     ]

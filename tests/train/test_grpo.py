@@ -133,6 +133,9 @@ def test_killed_run_resumes_bit_identically(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = learn(whole, options)
     assert "complete" in output
+    # An answer with line ends is one line, which ends with its reward.
+    shown = [line for line in output.splitlines() if line.startswith("  …")]
+    assert shown and all("' → " in line and line.endswith("]") for line in shown)
     assert f"evaluate.report {whole} --before {options['base']}" in output
     arguments = to_arguments({"run": killed, **options})
     # Step 3 is between two updates on the same answers.

@@ -107,6 +107,8 @@ class RewardEvaluator:
         )
         for index, answer in enumerate(answers[:NUM_PRINTED_ANSWERS]):
             question = self.tokenizer.decode(dev_set.prompts[index].ids.tolist())
-            rewarded = f"{answer.text} [{rewards[index]:+.3f}; base {start[index]:+.3f}]"
-            log.write("sample", step, prompt=question, text=rewarded)
-            print(f"  …{question[-40:]!r} → {rewarded}"[:MAX_PRINTED_CHARACTERS], flush=True)
+            reward = f"[{rewards[index]:+.3f}; base {start[index]:+.3f}]"
+            log.write("sample", step, prompt=question, text=f"{answer.text} {reward}")
+            # Of a long answer the end is left out, not its reward.
+            shown = f"  …{question[-40:]!r} → {answer.text!r}"[:MAX_PRINTED_CHARACTERS]
+            print(f"{shown} {reward}", flush=True)

@@ -93,7 +93,7 @@ def learn_from_rewards(options: GrpoOptions) -> int:
     return run_training(
         start(spec),
         hint="Is it better than its base, or only better at its rewards? python -m evaluate.report "
-        f"{shlex.quote(str(spec.base.folder))} {shlex.quote(str(spec.folder))}; "
+        f"{shlex.quote(str(spec.folder))} --before {shlex.quote(str(spec.base.folder))}; "
         f"talk to it: make chat {run_argument}",
     )
 

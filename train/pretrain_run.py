@@ -8,6 +8,7 @@ from common.errors import UserError
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.corpora.resolver import replaced_corpus_name
+from data.kinds import preferences
 from data.sequences import Sequences
 from data.shards import ShardSet
 from evaluate.metrics.language_model import WINDOW_TOKENS
@@ -141,9 +142,12 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
     def open_set(_index: int, name: str) -> ShardSet:
         shards = open_named_set(name, tokenizer)
         if not shards.kind.is_text:
+            data = shlex.quote(name)
+            advice = f"fine-tune on it with python -m train.sft --data {data}"
+            if shards.kind is preferences.KIND:
+                advice = f"learn from it with python -m train.dpo --data {data}"
             raise UserError(
-                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
-                f"it with python -m train.sft --data {shlex.quote(name)}"
+                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: {advice}"
             )
         return shards
 

@@ -93,8 +93,10 @@ def show_copied_parts(session: Session, console: Console, argument: str) -> None
         console.write_note(f"每个回答之后{state}出自资料的部分")
         return
     exchanges = session.conversation.exchanges
-    if not exchanges or exchanges[-1].copied_share is None:
+    if not exchanges:
         raise ChatError("还没有根据资料的回答")
+    if exchanges[-1].copied_share is None:
+        raise ChatError("上一个回答没有可对照的资料")
     write_copied_parts(session, console)
 
 

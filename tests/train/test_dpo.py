@@ -30,7 +30,8 @@ from tests.helpers.training import (
     to_arguments,
 )
 from train.dpo_run import resolve_run
-from train.options import DpoOptions
+from train.options import DpoOptions, PretrainOptions
+from train.pretrain_run import resolve_run as resolve_pretraining
 from train.run.start import start
 
 # The runs of this file take seconds each.
@@ -209,3 +210,12 @@ def test_data_without_pairs_is_refused(
         with pytest.raises(UserError, match=message) as refused:
             resolve_run(DpoOptions.model_validate({**spec, "run": tmp_path / "run"}))
         assert "\n" not in str(refused.value)
+
+
+def test_pretraining_on_pairs_names_the_command_for_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Catch advice to fine-tune on pairs, which fine-tuning refuses."""
+    spec = {"data": str(options["data"]), "run": tmp_path / "run"}
+    with pytest.raises(UserError, match=r"holds preferences, not text .* train\.dpo --data"):
+        resolve_pretraining(PretrainOptions.model_validate(spec))

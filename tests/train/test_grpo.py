@@ -131,7 +131,12 @@ def test_killed_run_resumes_bit_identically(
     shutil.copytree(options["base"], base)
     options = {**options, **changes, "base": base}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "complete" in learn(whole, options)
+    output = learn(whole, options)
+    assert "complete" in output
+    # An answer with line ends is one line, which ends with its reward.
+    shown = [line for line in output.splitlines() if line.startswith("  …")]
+    assert shown and all("' → " in line and line.endswith("]") for line in shown)
+    assert f"evaluate.report {whole} --before {options['base']}" in output
     arguments = to_arguments({"run": killed, **options})
     # Step 3 is between two updates on the same answers.
     process = CommandProcess("train.grpo", *arguments, fault=PauseAfterStep(4))

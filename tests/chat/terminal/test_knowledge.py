@@ -152,7 +152,8 @@ def test_copied_parts_are_shown(chat: Chat, tmp_path: Path) -> None:
     ]
     result = chat("\n".join(lines))
     assert result.out.split() == ["我不知道。", "白云飞", "【白云飞】", "白云飞", "【白云飞】"]
-    assert result.err.count("还没有根据资料的回答") == 3
+    assert result.err.count("还没有根据资料的回答") == 2
+    assert result.err.count("上一个回答没有可对照的资料") == 1
     assert result.err.count("（回答的 100% 出自资料）") == 2
     assert "/依据：应为 开 或 关，而不是 也许" in result.err
     text = file.read_text(encoding="utf-8")

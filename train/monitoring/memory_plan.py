@@ -481,8 +481,11 @@ def _repeat(terms: list[Tensors], times: int) -> list[Tensors]:
     return [Tensors(term.part, term.num_bytes, term.count * times) for term in terms]
 
 
-def _activations(workload: Workload) -> list[Tensors]:
-    """Return what is saved for the backward pass when the forward pass is done."""
+def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tensors]:
+    """Return what is saved for the backward pass when the forward pass is done.
+
+    Without the tensors of the last norm it is what is there after the norm's backward pass.
+    """
     config, n = workload.config, workload.tokens
     layers = config.num_hidden_layers
     vector = n * config.hidden_size * workload.weight_bytes
@@ -492,8 +495,9 @@ def _activations(workload: Workload) -> list[Tensors]:
         saved = _repeat(_layer_activations(workload), layers)
     return [
         *saved,
-        # Input and output of the last norm, cosines and sines, ids, positions and the mask.
-        Tensors("activations", vector, 2),
+        # Its input and output.
+        *([Tensors("activations", vector, 2)] if has_last_norm else []),
+        # Cosines and sines, ids, positions and the mask.
         Tensors("activations", n * (4 * config.head_dim + 4 * 8)),
         Tensors("activations", workload.is_packed * n * workload.length),
     ]
@@ -627,7 +631,8 @@ def _backward_start(workload: Workload) -> list[Tensors]:
     return [
         *_resident(workload),
         *_waiting_gradients(workload),
-        *_activations(workload),
+        # A block is computed again after the backward pass of the last norm.
+        *_activations(workload, has_last_norm=not workload.checkpointing),
         *(_layer_activations(workload) if workload.checkpointing else []),
         *_dequantized(workload),
         *_head_gradients(workload),

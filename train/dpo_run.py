@@ -9,21 +9,18 @@ from data.batching.preference_rows import PreferenceBatchLoader, PreferenceExamp
 from data.kinds import preferences
 from data.mixture import REPLAY, parse_mixture
 from data.shards import ShardSet
-from model.chat_template.template import Template, load_template
-from model.tokenizer import load_tokenizer
+from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
 from train.dpo_eval import HeldOutPairs, PreferenceEvaluator
-from train.options import DpoOptions, ModelOptions
+from train.options import DpoOptions
 from train.preference_objective import PreferenceObjective
-from train.run.default_base import resolve_newest_base
 from train.run.example_data import ExampleData
-from train.run.initial_checkpoint import resolve_initial_checkpoint
 from train.run.mixture import MixtureSet, check_same_template, open_mixture, open_named_set
-from train.run.model_config import resolve_model_config
 from train.run.spec import RunSpec
 from train.run.start import resolve_device_for_training, run_training, start
+from train.run.tuned_base import resolve_tuned_base
 
 
 def learn_preferences(options: DpoOptions) -> int:
@@ -32,7 +29,8 @@ def learn_preferences(options: DpoOptions) -> int:
     run_argument = shlex.quote(f"RUN={spec.folder}")
     return run_training(
         start(spec),
-        hint=f"Is it better, or only longer? make evaluate {run_argument}, and of its base too; "
+        hint="Is it better, or only longer? python -m evaluate.report "
+        f"{shlex.quote(str(spec.folder))} --before {shlex.quote(str(spec.base.folder))}; "
         f"talk to it: make chat {run_argument}",
     )
 
@@ -50,21 +48,15 @@ def resolve_run(options: DpoOptions) -> RunSpec:
             "ddp"
         )
     folder = options.run or default_run_folder("dpo", options.data)
-    base_option = options.base or resolve_newest_base(
-        "sft", advice="make sft first, or name a model that answers questions with --base"
-    )
-    base = resolve_initial_checkpoint(base_option, None, folder)
-    assert base.folder is not None and base.tokenizer_path is not None
-    tokenizer = load_tokenizer(base.tokenizer_path)
-    template = load_template(base.tokenizer_path)
-    model_config = resolve_model_config(ModelOptions(), base, tokenizer, options.sequence_length)
+    base = resolve_tuned_base(options.base, folder, options.sequence_length)
+    tokenizer, template = base.tokenizer, base.template
     sets = _open_sets(options.data, base.tokenizer_path, template)
     loss = options.dpo.resolve()
     changes: dict[str, object] = {
         "base": base.folder,
         "dpo": loss,
         "optimizer": options.optimizer.resolve(
-            num_parameters=model_config.num_parameters, uses_lora=uses_lora
+            num_parameters=base.model_config.num_parameters, uses_lora=uses_lora
         ),
     }
     options = options.model_copy(update=changes)
@@ -82,7 +74,7 @@ def resolve_run(options: DpoOptions) -> RunSpec:
         validation,
         identity={
             "data": [mixture_set.shards.fingerprint for mixture_set in sets],
-            "base": base.fingerprint,
+            "base": base.checkpoint.fingerprint,
             "tokenizer": tokenizer.fingerprint,
             "template": template.__dict__,
             "sequence_length": options.sequence_length,
@@ -97,10 +89,10 @@ def resolve_run(options: DpoOptions) -> RunSpec:
         options=options,
         folder=folder,
         device=device,
-        base=base,
+        base=base.checkpoint,
         tokenizer=tokenizer,
         template=template,
-        model_config=model_config,
+        model_config=base.model_config,
         model_name=str(base.folder),
         lora=options.lora if uses_lora else None,
         data=ExampleData(options, sets, template, train, PreferenceBatchLoader),

@@ -17,23 +17,20 @@ from data.shards import ShardSet
 from evaluate.kinds import find_evaluation
 from evaluate.rewards.scorer import AnswerScorer
 from evaluate.rewards.terms import build_rewards
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 from model.precision import Precision, resolve_precision
-from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
 from train.group_objective import GroupObjective
 from train.grpo_eval import RewardEvaluator
-from train.options import GrpoOptions, ModelOptions
+from train.options import GrpoOptions
 from train.reference_model import ReferenceModel
 from train.rollouts import RolloutLoader
-from train.run.default_base import resolve_newest_base
-from train.run.initial_checkpoint import resolve_initial_checkpoint
 from train.run.mixture import MixtureSet, check_same_template, open_mixture, open_named_set
-from train.run.model_config import resolve_model_config
 from train.run.spec import RunSpec, TrainingPlan
 from train.run.start import resolve_device_for_training, run_training, start
+from train.run.tuned_base import resolve_tuned_base
 from train.start_scores import DevSet, StartScores
 
 
@@ -120,18 +117,12 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
     uses_lora = options.adapter == "lora"
     terms = build_rewards(options.grpo.rewards)
     folder = options.run or default_run_folder("grpo", options.data)
-    base_option = options.base or resolve_newest_base(
-        "sft", advice="make sft first, or name a model that answers questions with --base"
-    )
-    base = resolve_initial_checkpoint(base_option, None, folder)
-    assert base.folder is not None and base.tokenizer_path is not None
-    tokenizer = load_tokenizer(base.tokenizer_path)
-    template = load_template(base.tokenizer_path)
-    model_config = resolve_model_config(ModelOptions(), base, tokenizer, options.sequence_length)
+    base = resolve_tuned_base(options.base, folder, options.sequence_length)
+    tokenizer, template = base.tokenizer, base.template
     changes: dict[str, object] = {
         "base": base.folder,
         "optimizer": options.optimizer.resolve(
-            num_parameters=model_config.num_parameters, uses_lora=uses_lora
+            num_parameters=base.model_config.num_parameters, uses_lora=uses_lora
         ),
     }
     options = options.model_copy(update=changes)
@@ -165,7 +156,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
         precision,
         {
             "data": [mixture_set.fingerprint for mixture_set in sets],
-            "base": base.fingerprint,
+            "base": base.checkpoint.fingerprint,
             "template": template.__dict__,
             "seed": options.seed,
             "sequence_length": options.sequence_length,
@@ -177,10 +168,10 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
         options=options,
         folder=folder,
         device=device,
-        base=base,
+        base=base.checkpoint,
         tokenizer=tokenizer,
         template=template,
-        model_config=model_config,
+        model_config=base.model_config,
         model_name=str(base.folder),
         lora=options.lora if uses_lora else None,
         data=PromptData(options, sets, prompt_sets, folder, scorer, reference, precision),

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.decoders import DECODERS, REQUIRED_PACKAGES, DecodeTask, WeightPrecision
 from bench.options import GenerateSpeedOptions
-from bench.rounds import run_rounds
+from bench.rounds import peer_environments, run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment, peak_memory_bytes
@@ -307,7 +307,11 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
             for entrant in entrants
         ]
         results = run_rounds(
-            "bench.generate", commands, rounds=options.rounds, threads=options.threads
+            "bench.generate",
+            commands,
+            rounds=options.rounds,
+            threads=options.threads,
+            environments=peer_environments(options.contenders),
         )
     measurements = [Measurement(**fields) for one_round in results for fields in one_round]
     check_equal_ids(measurements)

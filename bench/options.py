@@ -61,6 +61,17 @@ class GenerateSpeedOptions(RoundOptions):
     task_folder: CliSuppress[Path] = Path()
 
 
+class BesideOptions(RoundOptions):
+    """Options of `python -m bench.beside`."""
+
+    others: Annotated[tuple[int, ...], CommaSeparated] = Field(
+        (0, 1, 2, 3), description="numbers of busy processes to run beside, separated by commas"
+    )
+    seconds: float = Field(5, gt=0, description="duration of each measurement")
+    # Set in a process that measures one task once.
+    only_task: CliSuppress[Literal["train", "decode-1", "decode-16"] | None] = None
+
+
 class SftSpeedOptions(RoundOptions):
     """Options of `python -m bench.sft`."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench.options import QloraOptions
-from bench.rounds import run_rounds
+from bench.rounds import peer_environments, run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment
@@ -268,7 +268,11 @@ def compare_qlora(options: QloraOptions) -> None:
         shared_arguments = [f"--task_folder={temporary}", f"--threads={options.threads}"]
         commands = [(name, [f"--only_contender={name}", *shared_arguments]) for name in CONTENDERS]
         results = run_rounds(
-            "bench.qlora", commands, rounds=options.rounds, threads=options.threads
+            "bench.qlora",
+            commands,
+            rounds=options.rounds,
+            threads=options.threads,
+            environments=peer_environments(CONTENDERS),
         )
     rounds = [QloraRound(**fields) for fields in results]
     check_equal_losses(rounds)

@@ -7,21 +7,36 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
 from common.progress import progress_bar
 
+# How the threads of libgomp wait unless a program says otherwise. Processes of this project change
+# it (`common.threads`), so those that measure other projects are started with it.
+LIBRARY_WAITING = {"GOMP_SPINCOUNT": "300000"}
+
+
+def peer_environments(contenders: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the environment variables of the contenders that are other projects, by name."""
+    return {name: LIBRARY_WAITING for name in contenders if not name.startswith("babyllama")}
+
 
 def run_rounds(
-    module: str, contenders: Sequence[tuple[str, Sequence[str]]], *, rounds: int, threads: int
+    module: str,
+    contenders: Sequence[tuple[str, Sequence[str]]],
+    *,
+    rounds: int,
+    threads: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Any]:
     """Measure every contender once per round, and return the parsed JSON results in order.
 
     A contender is a name and the arguments with which `python -m MODULE` measures it once and
-    prints the result as JSON in its last line of output. Each process gets `threads` threads.
-    Raises UserError, with the name of the contender, if a process fails.
+    prints the result as JSON in its last line of output. Each process gets `threads` threads, and
+    the variables that `environments` has for the name of its contender. Raises UserError, with
+    that name, if a process fails.
     """
     results = []
     num_processes = rounds * len(contenders)
@@ -31,7 +46,11 @@ def run_rounds(
                 [sys.executable, "-m", module, *arguments],
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(threads),
+                    **(environments or {}).get(name, {}),
+                },
             )
             if process.returncode:
                 raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.contenders import CONTENDERS, TrainTask
 from bench.options import NUM_WARMUP_STEPS, TrainSpeedOptions
-from bench.rounds import run_rounds
+from bench.rounds import peer_environments, run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment, matmul_flops, peak_memory_bytes
@@ -194,7 +194,11 @@ def compare_training(options: TrainSpeedOptions) -> None:
             (name, [f"--only_contender={name}", *shared_arguments]) for name in options.contenders
         ]
         results = run_rounds(
-            "bench.train", commands, rounds=options.rounds, threads=options.threads
+            "bench.train",
+            commands,
+            rounds=options.rounds,
+            threads=options.threads,
+            environments=peer_environments(options.contenders),
         )
     rounds = [TrainRound(**fields) for fields in results]
     check_equal_losses(rounds)

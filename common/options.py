@@ -368,7 +368,7 @@ class _CommandLine:
         suffix = " (required)" if field.is_required() else ""
         if default not in (None, "", []):
             if CommaSeparated in field.metadata:
-                default = ",".join(default)
+                default = ",".join(map(str, default))
             text = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
             suffix = f" (default: {text})"
         # argparse formats help with the operator %.

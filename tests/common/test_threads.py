@@ -1,0 +1,51 @@
+"""Tests of how long threads wait for each other before they sleep."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Every command begins like this one, with `run_main`. libgomp prints its settings when it loads.
+COMMAND = """
+from common.errors import run_main
+
+def main():
+    import torch
+
+run_main(main)
+"""
+
+
+def settings_of_libgomp(**variables: str) -> str:
+    """Return the settings that libgomp prints in a command with these environment variables."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND],
+        env={**environment, "OMP_DISPLAY_ENV": "verbose", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "GOMP_SPINCOUNT" not in process.stderr:
+        pytest.skip("this build of PyTorch does not use libgomp")
+    return process.stderr
+
+
+def test_threads_sleep_soon() -> None:
+    """Beside another process, waiting threads would take the time of those that work."""
+    assert "GOMP_SPINCOUNT = '1000'" in settings_of_libgomp()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
+        # libgomp's own spin count for this policy; GOMP_SPINCOUNT would override it.
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "GOMP_SPINCOUNT = '0'"),
+    ],
+)
+def test_environment_of_the_user_wins(variables: dict[str, str], expected: str) -> None:
+    """A user who knows the machine better could not say so."""
+    assert expected in settings_of_libgomp(**variables)

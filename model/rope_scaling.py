@@ -7,11 +7,12 @@ arXiv:2309.00071) only those of long wavelengths, and `yarn` also raises the att
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-RopeType = Literal["linear", "llama3", "yarn"]
+# How to extend a context: by a scaling, or by more positions alone.
+ExtensionType = Literal["none", "linear", "llama3", "yarn"]
 # The supported types, and the numbers that each needs.
-ROPE_SCALINGS: dict[RopeType, tuple[str, ...]] = {
+ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
@@ -27,6 +28,13 @@ _LLAMA3_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MAX_FACTOR = 10_000  # even contexts of millions of positions need a few hundred only
 # Below the largest fp32 number, 3.4e38; JSON can hold larger ones.
 NUMBER_LIMIT = 1e38
+
+
+class ContextExtension(NamedTuple):
+    """How to extend a model that is not trained further, and to how many tokens."""
+
+    type: ExtensionType
+    context: int
 
 
 def make_rope_scaling(rope_type: str, factor: float, original_length: int) -> dict[str, Any]:

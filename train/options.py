@@ -10,7 +10,7 @@ from data.mixture import Mixture
 from evaluate.rewards.options import REWARD_DESCRIPTIONS, Rewards
 from model.config import PRESETS, READING_HEADS_FIELDS
 from model.lora_options import LoraOptions, Quantization
-from model.rope_scaling import MAX_FACTOR, RopeType
+from model.rope_scaling import MAX_FACTOR, ExtensionType
 
 ParallelStrategy = Literal["ddp", "fsdp"]
 OptimizerName = Literal["muon", "adamw", "adamw8bit", "paged_adamw8bit"]
@@ -37,7 +37,7 @@ class ModelOptions(Options):
         description="begin with attention heads that find and copy, and leave them as they are "
         "(docs/training.md); default: for babyllama-3m in its own shape, which they are made for",
     )
-    rope_scaling: Literal["none"] | RopeType | None = Field(
+    rope_scaling: ExtensionType | None = Field(
         None,
         description="with a base, and rows longer than those that it was trained with: how rotary "
         "frequencies change, yarn (recommended), llama3, linear, or none for more positions alone "

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from common.files import read_json
 from common.run_layout import step_folder
+from model import export
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
@@ -79,8 +81,6 @@ def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.slow
 def test_extended_run_is_the_same_model_in_transformers(whole: Path, tmp_path: Path) -> None:
     """Catch a config without the scaling, or decoding with other positions than training."""
-    from transformers import AutoModelForCausalLM
-
     model, tokenizer = weights.load_checkpoint(locate.resolve_checkpoint(whole), CPU)
     assert model.config.rope_scaling == YARN and model.trained_context == 512
     assert model.config.max_position_embeddings == 512
@@ -172,3 +172,33 @@ def test_adapter_extends_its_base(
         assert torch.equal(merged(ids), exported(ids))
         base_model, _ = weights.load_checkpoint(base, CPU)
         assert not torch.allclose(base_model(ids), merged(ids), atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rope_type", ["yarn", "none"])
+def test_export_extends_without_training(
+    rope_type: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch an extended export with the context, or the frequencies, of its checkpoint."""
+    arguments = ["--checkpoint", str(base), "--format", "hf", "--rope_scaling", rope_type]
+
+    def export_to(name: str, context: int) -> None:
+        out = ["--out", str(tmp_path / name), "--context", str(context)]
+        monkeypatch.setattr(sys, "argv", ["export", *arguments, *out])
+        export.main()
+
+    export_to("out", 512)
+    model, tokenizer = weights.load_checkpoint(tmp_path / "out", CPU)
+    assert model.trained_context == 512
+    assert model.config.rope_scaling == (YARN if rope_type == "yarn" else None)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.randint(
+        3, tokenizer.vocab_size, (1, 512), generator=torch.Generator().manual_seed(1)
+    )
+    plain, _ = weights.load_checkpoint(base, CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model(ids), plain(ids)) == (rope_type == "none")
+    with pytest.raises(UserError, match="was trained with 64 tokens: extend it to more"):
+        export_to("other", 64)
+    assert not (tmp_path / "other").exists()

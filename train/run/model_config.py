@@ -1,6 +1,5 @@
 """Resolve the config of the model that a run trains."""
 
-from dataclasses import replace
 from typing import Any
 
 from common.errors import UserError
@@ -8,7 +7,7 @@ from common.files import read_json
 from model.checkpoint.locate import CONFIG_FILE
 from model.checkpoint.weights import read_trained_length
 from model.config import LlamaConfig, config_from_preset, with_tokenizer_ids
-from model.rope_scaling import make_rope_scaling, unscaled_length
+from model.context_extension import extend_config
 from model.tokenizer.base import Tokenizer
 from train.options import ModelOptions
 from train.run.initial_checkpoint import InitialCheckpoint
@@ -30,11 +29,9 @@ def resolve_model_config(
     min_context = max(sequence_length, window)
     if base.folder is not None:
         config = _extend_context(options, base, sequence_length, min_context)
-        if options.rope_scaling is not None:
-            config.check_memory(f"--model.rope_scaling {options.rope_scaling}")
         setting = f"{base.config_folder}/{CONFIG_FILE}: max_position_embeddings"
         remedy = (
-            "extend the context of the model: make pretrain with --model.rope_scaling yarn "
+            "extend the context of the model: make pretrain or sft with --model.rope_scaling yarn "
             "(docs/long-context.md)"
         )
     elif options.rope_scaling is None:
@@ -77,46 +74,22 @@ def _extend_context(
     config, trained_length = read_base_config(base)
     if options.rope_scaling is None:
         return config
-    option = f"--model.rope_scaling {options.rope_scaling}"
-    if options.rope_scaling == "none":
-        if config.rope_scaling is not None:
-            raise UserError(
-                f"{option}: {base.config_folder} was trained with "
-                f"{config.rope_scaling['rope_type']} scaling, which its weights need: leave the "
-                "option out, or scale further"
-            )
-        context = max(config.max_position_embeddings, min_context)
-        return replace(config, max_position_embeddings=context)
-    # What the frequencies were learned with. Rows of an earlier extension do not count: factors
-    # are relative to the length before the first.
-    length = unscaled_length(
-        config.rope_scaling, context=config.max_position_embeddings, trained_length=trained_length
-    )
-    factor = options.rope_factor or sequence_length / length
-    if factor <= 1:
-        raise UserError(
-            f"{option}: rows of {sequence_length:,} tokens are not longer than the {length:,} that "
-            f"{base.folder} was trained with: use a longer --sequence_length, or leave it out"
-        )
-    context = round(factor * length)
-    if context < sequence_length:
-        raise UserError(
-            f"--model.rope_factor {factor:g}: {factor:g} times the {length:,} tokens that "
-            f"{base.folder} was trained with are {context:,}, fewer than the "
-            f"{sequence_length:,} of a row: at least {sequence_length / length:g}, or leave it out"
-        )
-    if config.rope_scaling is not None and context < config.max_position_embeddings:
-        raise UserError(
-            f"{option}: the context would be {context:,} tokens, and that of {base.folder} has "
-            f"{config.max_position_embeddings:,} already: leave it out"
-        )
-    return replace(
+    is_scaled = options.rope_scaling != "none"
+    extended = extend_config(
         config,
-        max_position_embeddings=context,
-        rope_scaling=make_rope_scaling(options.rope_scaling, factor, length),
-        # They find positions by the frequencies, and have to learn the new ones.
-        reading_heads=False,
+        trained_length,
+        options.rope_scaling,
+        sequence_length if is_scaled else min_context,
+        factor=options.rope_factor,
+        option=f"--model.rope_scaling {options.rope_scaling}",
     )
+    context = extended.max_position_embeddings
+    if is_scaled and context < sequence_length:
+        raise UserError(
+            f"--model.rope_factor {options.rope_factor:g}: the context would be {context:,} "
+            f"tokens, fewer than the {sequence_length:,} of a row: raise it, or leave it out"
+        )
+    return extended
 
 
 def _build_model_config(options: ModelOptions, tokenizer: Tokenizer) -> LlamaConfig:

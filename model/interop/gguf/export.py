@@ -25,13 +25,14 @@ from model.chat_template.template import Template, load_template
 from model.chat_template.to_jinja import export_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
+from model.context_extension import extend_untrained
 from model.interop.gguf.imported_vocab import build_imported_vocabulary
 from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_modelfile
 from model.interop.gguf.vocab import GGUFVocabulary, build_native_vocabulary, write_vocabulary
 from model.interop.output_path import check_replaceable
 from model.llama import Llama, inverse_frequencies
 from model.lora_options import Merge
-from model.rope_scaling import BETA_FAST, BETA_SLOW, attention_factor
+from model.rope_scaling import BETA_FAST, BETA_SLOW, ContextExtension, attention_factor
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
@@ -48,15 +49,22 @@ _FIXED_YARN_PARAMETERS = {"beta_fast": BETA_FAST, "beta_slow": BETA_SLOW, "trunc
 
 
 def export_gguf(
-    checkpoint: Path, out: Path, *, dtype: GGUFType, merge: Merge | None = None
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: GGUFType,
+    merge: Merge | None = None,
+    extension: ContextExtension | None = None,
 ) -> Llama:
     """Write the checkpoint that `checkpoint` resolves to as `out` and `NAME.Modelfile`.
 
-    `merge` is that of `weights.load_checkpoint`. Returns the exported model. Raises UserError as
-    `write_gguf` does.
+    `merge` is that of `weights.load_checkpoint`, `extension` a longer context. Returns the exported
+    model. Raises UserError as `write_gguf` and `extend_untrained` do.
     """
     folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(folder, torch.device("cpu"), merge=merge)
+    if extension is not None:
+        extend_untrained(model, extension)
     template = load_template(folder)
     jinja_template = export_jinja_template(template, tokenizer, folder)
     write_gguf(model, tokenizer, jinja_template, out, dtype=dtype, name=out.stem, template=template)

@@ -119,20 +119,20 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
             {},
             256,
             {"rope_scaling": "yarn"},
-            "rows of 256 tokens are not longer than the 256 that .*base was trained with",
+            "--model.rope_scaling yarn: 256 tokens are not more than the 256 that the model was "
+            "trained with before",
         ),
         (
             {},
             2000,
             {"rope_scaling": "yarn", "rope_factor": 2},
-            "--model.rope_factor 2: 2 times the 256 tokens .* are 512, fewer than the 2,000 of a "
-            "row: at least 7.8125",
+            "--model.rope_factor 2: the context would be 512 tokens, fewer than the 2,000 of a row",
         ),
         (
             {"rope_scaling": YARN, "max_position_embeddings": 1024},
             512,
             {"rope_scaling": "linear"},
-            "the context would be 512 tokens, and that of .*base has 1,024 already",
+            "the context would be 512 tokens, and the model has 1,024 already",
         ),
         (
             {"rope_scaling": YARN, "max_position_embeddings": 1024},

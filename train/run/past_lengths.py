@@ -17,10 +17,12 @@ def describe_pasts(spec: RunSpec, plan: TrainingPlan) -> str | None:
     The past of a token is what stands before it in its row of its own document.
     """
     length = spec.options.sequence_length
-    pasts = sorted({past for past in (_trained_length(spec), *_PASTS) if past < length})
+    pasts = {past for past in (_trained_length(spec), *_PASTS) if past < length}
     if plan.document_parts is None or not pasts:
         return None
-    counts = ", ".join(f"{past:,}: {share_behind(plan.document_parts, past):.1%}" for past in pasts)
+    pasts.add(length // 2)
+    parts = plan.document_parts
+    counts = ", ".join(f"{past:,}: {share_behind(parts, past):.1%}" for past in sorted(pasts))
     return f"tokens with at least so many before them in their document and row: {counts}"
 
 

@@ -50,7 +50,8 @@ def test_share_behind_counts_tokens_with_a_past() -> None:
         (1024, None, None),
         (512, 512, None),
         (2048, None, "1,024: 19.8%"),
-        (4096, 512, "512: 59.0%, 1,024: 19.8%"),
+        (2048, 256, "256: 79.5%, 1,024: 19.8%"),
+        (4096, 512, "512: 59.0%, 1,024: 19.8%, 2,048: 9.5%"),
     ],
 )
 def test_long_rows_have_a_line_about_pasts(

@@ -5,12 +5,8 @@ from typing import Any
 
 from common.errors import InsufficientMemoryError, UserError
 from common.machine import total_memory_bytes
+from model.rope_scaling import NUMBER_LIMIT, find_rope_problems, parse_rope_scaling
 
-# The supported scalings of rotary frequencies, and the parameters that each needs.
-ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 # Keys that a `config.json` must have. transformers would fill them with the values of Llama 2 7B.
 _REQUIRED_KEYS = (
     "vocab_size",
@@ -35,10 +31,7 @@ _POSITIVE_FIELDS = (
     "rope_theta",
     "rms_norm_eps",
 )
-# Below the largest fp32 number, 3.4e38; JSON can hold larger ones.
-_NUMBER_LIMIT = 1e38
 _MAX_STOP_IDS = 64  # real models have a few
-_MAX_ROPE_FACTOR = 10_000  # even contexts of millions of positions need a few hundred only
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -46,8 +39,8 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 class LlamaConfig:
     """The hyperparameters of a Llama, with the names and meanings of transformers' `LlamaConfig`.
 
-    `head_dim` 0 is replaced by hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`,
-    a key of ROPE_SCALINGS, and its parameters. In transformers `eos_token_id` may be a list. Here
+    `head_dim` 0 is replaced by hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`
+    and its parameters, see `model.rope_scaling`. In transformers `eos_token_id` may be a list. Here
     `eos_token_id` is its first id, which training puts after a text or an answer, and
     `more_stop_ids` are the others, at which generation stops, too.
 
@@ -87,7 +80,7 @@ class LlamaConfig:
         problems = []
         for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
-            if not 0 < value < _NUMBER_LIMIT:
+            if not 0 < value < NUMBER_LIMIT:
                 problems.append(f"{name} must be positive and finite, not {value}")
         if problems:
             # The divisions below need positive numbers.
@@ -97,7 +90,7 @@ class LlamaConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        elif not 2 <= self.head_dim < _NUMBER_LIMIT or self.head_dim % 2:
+        elif not 2 <= self.head_dim < NUMBER_LIMIT or self.head_dim % 2:
             problems.append(
                 f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must "
                 "be even for RoPE"
@@ -109,38 +102,17 @@ class LlamaConfig:
             )
         shape = PRESETS[READING_HEADS_PRESET]
         has_other_shape = any(getattr(self, name) != shape[name] for name in READING_HEADS_FIELDS)
-        if self.reading_heads and has_other_shape:
+        # The heads find positions by the frequencies.
+        if self.reading_heads and (has_other_shape or self.rope_scaling is not None):
             problems.append(
                 f"reading_heads needs the {', '.join(READING_HEADS_FIELDS)} of "
-                f"{READING_HEADS_PRESET}"
+                f"{READING_HEADS_PRESET}, and no rope_scaling"
             )
         has_huge_id = any(abs(token_id) >= 2**31 for token_id in self.stop_ids)
         if len(self.stop_ids) > _MAX_STOP_IDS or has_huge_id:
             problems.append(f"eos_token_id holds invalid ids, or more than {_MAX_STOP_IDS}")
-        return problems + self._find_rope_problems()
-
-    def _find_rope_problems(self) -> list[str]:
-        """Return a sentence for each invalid entry of `rope_scaling`."""
-        scaling = self.rope_scaling
-        if scaling is None:
-            return []
-        rope_type = scaling.get("rope_type")
-        if rope_type not in ROPE_SCALINGS:
-            supported = " and ".join(ROPE_SCALINGS)
-            return [f"rope_scaling {rope_type!r} is not supported; {supported} are"]
-        label = f"rope_scaling {rope_type}"
-        problems = []
-        for key in ROPE_SCALINGS[rope_type]:
-            value = scaling.get(key, "missing")
-            if not (_has_json_type(value, float) and 0 < value < _NUMBER_LIMIT):
-                problems.append(f"{label}: {key} must be a number above 0, not {value}")
-        if problems:
-            return problems
-        factor = scaling["factor"]
-        if not 1 <= factor <= _MAX_ROPE_FACTOR:
-            problems.append(f"{label}: factor must be from 1 to {_MAX_ROPE_FACTOR:,}, not {factor}")
-        elif rope_type == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-            problems.append(f"{label}: low_freq_factor must be below high_freq_factor")
+        if self.rope_scaling is not None:
+            problems += find_rope_problems(self.rope_scaling, self.rope_theta)
         return problems
 
     @property
@@ -270,7 +242,7 @@ class LlamaConfig:
         try:
             return cls(
                 **arguments,
-                rope_scaling=_parse_rope_scaling(rope),
+                rope_scaling=parse_rope_scaling(rope, entries),
                 more_stop_ids=tuple(more_stop_ids),
             )
         except UserError as error:
@@ -300,16 +272,6 @@ def _find_unsupported(values: dict[str, Any]) -> list[str]:
     if values.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {values['hidden_act']!r}; only silu is supported")
     return problems
-
-
-def _parse_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the value of `LlamaConfig.rope_scaling` for transformers' rotary parameters."""
-    rope_type = str(rope.get("rope_type", rope.get("type", "default")))  # `type` in older files
-    if rope_type == "default":
-        return None
-    # Missing parameters and unknown types are reported by `LlamaConfig.find_problems`.
-    parameters = {key: rope[key] for key in ROPE_SCALINGS.get(rope_type, ()) if key in rope}
-    return {"rope_type": rope_type, **parameters}
 
 
 # The head dimension is 80 in the smallest preset, whose reading heads need many dimensions, 32 in

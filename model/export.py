@@ -9,6 +9,7 @@ from pydantic import Field
 from common.errors import run_main
 from common.options import Options, parse_options
 from model.lora_options import Merge
+from model.rope_scaling import ContextExtension, ExtensionType
 
 HFDtype = Literal["float32", "float16", "bfloat16"]
 GGUFDtype = Literal["f32", "f16", "q8_0"]
@@ -47,6 +48,21 @@ class ExportOptions(Options):
         "weights that it was trained beside (default); original, into those of the base. "
         "python -m evaluate.merge measures both",
     )
+    rope_scaling: ExtensionType | None = Field(
+        None,
+        description="extend the context without training, to --context: yarn, llama3, linear, or "
+        "none for more positions alone (docs/long-context.md)",
+    )
+    context: int | None = Field(
+        None, gt=1, description="tokens that the model is extended to, with --rope_scaling"
+    )
+
+    @property
+    def extension(self) -> ContextExtension | None:
+        """Return how to extend the context of the model, None to leave it."""
+        if self.rope_scaling is None or self.context is None:
+            return None
+        return ContextExtension(self.rope_scaling, self.context)
 
     def find_conflicts(self) -> list[str]:
         """See `Options.find_conflicts`."""
@@ -58,6 +74,8 @@ class ExportOptions(Options):
             )
         if self.format == "gguf" and self.max_shard_size is not None:
             lines.append("--max_shard_size is for --format hf: a GGUF is one file")
+        if (self.rope_scaling is None) != (self.context is None):
+            lines.append("--rope_scaling and --context extend a model together: give both")
         return lines
 
 
@@ -83,6 +101,7 @@ def _export_hf(options: ExportOptions) -> None:
         dtype=cast("HFDtype", options.dtype or "float32"),
         max_shard_size=options.max_shard_size or "5GB",
         merge=options.merge,
+        extension=options.extension,
     )
     files = f"{len(result.weights_files)} weights files"
     if len(result.weights_files) == 1:
@@ -99,7 +118,13 @@ def _export_gguf(options: ExportOptions) -> None:
     from model.interop.gguf.export import export_gguf
 
     dtype = cast("GGUFDtype", options.dtype or "f32")
-    model = export_gguf(options.checkpoint, options.out, dtype=dtype, merge=options.merge)
+    model = export_gguf(
+        options.checkpoint,
+        options.out,
+        dtype=dtype,
+        merge=options.merge,
+        extension=options.extension,
+    )
     print(
         f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "
         f"{options.out.stat().st_size / 1e6:.1f} MB, {dtype}"

@@ -6,6 +6,7 @@ KV cache, D hidden_size, H query heads, K key-value heads, d head_dim, V vocab_s
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from model.config import LlamaConfig
 from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy, token_log_probs
+from model.rope_scaling import BETA_FAST, BETA_SLOW, attention_factor
 
 
 def _use_custom_autograd(x: Tensor) -> bool:
@@ -69,26 +71,55 @@ def inverse_frequencies(config: LlamaConfig) -> Tensor:
     """Return the RoPE angle per position of each pair of dimensions, in radians, fp32[d / 2].
 
     The angles are theta^(-2i / d) (Su et al. 2021), then scaled by `config.rope_scaling`: `linear`
-    divides all of them by a factor (Chen et al. 2023); `llama3` (Llama 3.1) divides those with long
-    wavelengths, leaves those with short ones, and interpolates between.
+    divides all of them by a factor; `llama3` and `yarn` divide those with long wavelengths, leave
+    those with short ones, and interpolate between, `llama3` by the wavelength, `yarn` by the index
+    of the pair. Operations are in the order of transformers', so that the bits are the same.
     """
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
+    wavelengths = config.rope_theta**exponents
+    frequencies = 1.0 / wavelengths
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
+    factor = scaling["factor"]
     if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    # The number of full turns of a pair within the original context. From `high` turns on the
-    # frequency is unchanged (blend 1), below `low` it is divided by the factor (blend 0).
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (blend + (1 - blend) / scaling["factor"])
+        return frequencies / factor
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        # The number of full turns of a pair within the original context. From `high` turns on the
+        # frequency is unchanged (blend 1), below `low` it is divided by the factor (blend 0).
+        turns = scaling["original_max_position_embeddings"] / (2 * math.pi / frequencies)
+        blend = ((turns - low) / (high - low)).clamp(0, 1)
+        return (1 - blend) * frequencies / factor + blend * frequencies
+    first, last = _yarn_bounds(config, scaling)
+    ramp = ((torch.arange(config.head_dim // 2) - first) / (last - first)).clamp(0, 1)
+    blend = 1 - ramp
+    return 1.0 / (factor * wavelengths) * (1 - blend) + frequencies * blend
+
+
+def _yarn_bounds(config: LlamaConfig, scaling: dict[str, Any]) -> tuple[float, float]:
+    """Return the pairs of dimensions between which YaRN interpolates frequencies.
+
+    They turn `beta_fast` and `beta_slow` times within the original context. Unless `truncate` is
+    false, they are whole numbers.
+    """
+    bounds = []
+    for turns in (scaling.get("beta_fast", BETA_FAST), scaling.get("beta_slow", BETA_SLOW)):
+        # The inverse of turns = original / (2 pi theta^(2i / d)).
+        wavelength = scaling["original_max_position_embeddings"] / (turns * 2 * math.pi)
+        bounds.append(config.head_dim * math.log(wavelength) / (2 * math.log(config.rope_theta)))
+    first, last = bounds
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.head_dim - 1)
+    return first, last if last != first else last + 0.001  # no division by zero
 
 
 class RotaryEmbedding(nn.Module):
-    """Table of cosines and sines for every position, computed once in fp32."""
+    """Table of cosines and sines for every position, computed once in fp32.
+
+    YaRN multiplies both by a factor, so that attention scores grow by its square.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -96,6 +127,7 @@ class RotaryEmbedding(nn.Module):
         angles = torch.outer(positions, inverse_frequencies(config))
         self.cos_sin: Tensor  # [2, max_position_embeddings, d / 2]
         cos_sin = torch.stack([angles.cos(), angles.sin()])
+        cos_sin *= attention_factor(config.rope_scaling)
         # Not persistent: checkpoints do not store what the config determines.
         self.register_buffer("cos_sin", cos_sin, persistent=False)
 
@@ -309,6 +341,25 @@ class Llama(nn.Module):
             path=loss_path,
             num_correct=num_correct,
         )
+
+    def set_context(self, config: LlamaConfig) -> None:
+        """Take over the positions and their frequencies from another config of this shape.
+
+        These are its `max_position_embeddings` and `rope_scaling`, and also `reading_heads`, which
+        depend on them. No weight changes.
+        """
+        old = self.config
+        self.config = replace(
+            old,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_scaling=config.rope_scaling,
+            reading_heads=config.reading_heads,
+        )
+        if self.config == replace(old, reading_heads=config.reading_heads):
+            return
+        with self.model.rotary.cos_sin.device:
+            self.model.rotary = RotaryEmbedding(self.config)
+        self.cached_inference_model = None
 
     def train(self, mode: bool = True) -> "Llama":
         """Set training or evaluation mode, and drop the cached inference model."""

@@ -153,11 +153,15 @@ def _resolve_config(options: MemoryOptions) -> LlamaConfig:
         # The first folder of the chain has the model, the others its adapters.
         file = adapter_chain(options.base)[0] / CONFIG_FILE
         config = LlamaConfig.from_hf(read_json(file), str(file))
+        if options.model.rope_scaling is not None:
+            # The frequencies take no memory, only the positions.
+            context = max(config.max_position_embeddings, options.sequence_length)
+            config = replace(config, max_position_embeddings=context)
     if config.max_position_embeddings < options.sequence_length:
         raise UserError(
             f"--sequence_length {options.sequence_length} is longer than the context of the model, "
-            f"{config.max_position_embeddings}: use a shorter one, or a larger "
-            "--model.max_position_embeddings"
+            f"{config.max_position_embeddings}: use a shorter one, a larger "
+            "--model.max_position_embeddings or, with --base, --model.rope_scaling yarn"
         )
     return config
 

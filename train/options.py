@@ -10,6 +10,7 @@ from data.mixture import Mixture
 from evaluate.rewards.options import REWARD_DESCRIPTIONS, Rewards
 from model.config import PRESETS, READING_HEADS_FIELDS
 from model.lora_options import LoraOptions, Quantization
+from model.rope_scaling import MAX_FACTOR, ExtensionType
 
 ParallelStrategy = Literal["ddp", "fsdp"]
 OptimizerName = Literal["muon", "adamw", "adamw8bit", "paged_adamw8bit"]
@@ -36,6 +37,18 @@ class ModelOptions(Options):
         description="begin with attention heads that find and copy, and leave them as they are "
         "(docs/training.md); default: for babyllama-3m in its own shape, which they are made for",
     )
+    rope_scaling: ExtensionType | None = Field(
+        None,
+        description="with a base, and rows longer than those that it was trained with: how rotary "
+        "frequencies change, yarn (recommended), llama3, linear, or none for more positions alone "
+        "(docs/long-context.md); default: as in the base",
+    )
+    rope_factor: float | None = Field(
+        None,
+        gt=1,
+        le=MAX_FACTOR,
+        description="new context in trained lengths of the base; default: sequence_length in them",
+    )
 
     @field_validator("preset")
     @classmethod
@@ -44,9 +57,19 @@ class ModelOptions(Options):
             raise ValueError(f"unknown preset {value}; choose {', '.join(PRESETS)}")
         return value
 
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.rope_factor is not None and self.rope_scaling in (None, "none"):
+            lines.append(
+                f"--model.rope_factor {self.rope_factor:g} scales nothing: add "
+                "--model.rope_scaling yarn"
+            )
+        return lines
+
     def preset_overrides(self) -> dict[str, object]:
         """Return the fields of `LlamaConfig` that the options replace, by name."""
-        fields = self.model_dump(exclude={"preset"})
+        fields = self.model_dump(exclude={"preset", "rope_scaling", "rope_factor"})
         overrides = {name: value for name, value in fields.items() if value is not None}
         if "num_attention_heads" in overrides:
             # Without a number of key-value heads, all heads have their own. The preset's number

@@ -74,7 +74,14 @@ class TextData:
             f"{options.data}: {self.tokens_per_epoch:,} tokens an epoch, {num_held_out:,} held "
             f"out; {num_tokens:,} to train on ({self.epochs:.2f} epochs)"
         )
-        return TrainingPlan(batches, options.max_steps, self.epochs, num_tokens, description)
+        return TrainingPlan(
+            batches,
+            options.max_steps,
+            self.epochs,
+            num_tokens,
+            description,
+            document_parts=row_plan.document_parts(epoch=0),
+        )
 
 
 def pretrain(options: PretrainOptions) -> int:
@@ -122,7 +129,8 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
             options.model,
             base,
             tokenizer,
-            min_context=max(options.sequence_length, WINDOW_TOKENS),
+            options.sequence_length,
+            window=WINDOW_TOKENS,
         ),
         model_name=str(base.folder or options.model.preset),
         lora=None,

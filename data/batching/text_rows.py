@@ -59,6 +59,12 @@ class TextPlan(EpochPlan):
         """Return how many epochs the first `num_rows` rows make, by their tokens."""
         return num_rows * self.length / self.tokens_per_epoch
 
+    def document_parts(self, epoch: int) -> np.ndarray:
+        """Return the lengths of the parts that rows cut the documents into, int64[n]."""
+        _order, ends, rows = self._load_epoch(epoch)
+        cuts = np.arange(1, len(rows), dtype=np.int64) * self.length
+        return np.diff(np.union1d(ends, cuts), prepend=0)
+
     def row(self, row_number: int) -> np.ndarray:
         """Return the ids of row `row_number`, int64[length + 1].
 

@@ -160,7 +160,7 @@ def _limit_context(model: Llama, checkpoints: Sequence[Path]) -> None:
     """
     for checkpoint in checkpoints:
         for folder in locate.adapter_chain(checkpoint):
-            weights.apply_adapter_length(model, folder)
+            weights.limit_trained_context(model, folder)
 
 
 def _score_rows(

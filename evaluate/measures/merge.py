@@ -115,7 +115,7 @@ def _score_model(
     """
     model = load()
     # All in rows of one length, though the base may have been trained on longer ones.
-    weights.apply_adapter_length(model, folder)
+    weights.limit_trained_context(model, folder)
     loaded = LoadedCheckpoint(folder, model, load_tokenizer(folder), provenance)
     total = LMScore()
     for shards in shard_sets:

@@ -44,7 +44,7 @@ def load_quantized(path: Path, device: torch.device, dtype: torch.dtype) -> Llam
         for adapter in adapter_folders
     ]
     for adapter in adapter_folders:
-        weights.apply_adapter_length(model, adapter)
+        weights.apply_adapter_context(model, adapter)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
@@ -84,7 +84,7 @@ def load_with_adapter(folder: Path, device: torch.device, dtype: torch.dtype) ->
     quantization = adapters.base_quantization(folder)
     attach_adapter(model, Adapter(options, base, locate.weights_sha256(base), quantization), seed=0)
     weights.load_weights(model, folder)
-    weights.apply_adapter_length(model, folder)
+    weights.apply_adapter_context(model, folder)
     return model.eval()
 
 

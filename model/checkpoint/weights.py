@@ -85,7 +85,7 @@ def load_checkpoint(
         if adapters.base_quantization(adapter) is not None and merge != "original":
             _round_to_nf4(model, adapter)
         adapters.merge_adapter(model, adapter)
-        apply_adapter_length(model, adapter)
+        apply_adapter_context(model, adapter)
     return model, tokenizer
 
 
@@ -150,19 +150,42 @@ def set_unused_ids(model: Llama, tokenizer: Tokenizer) -> None:
     model.unused_ids = tuple(token_id for token_id in ids if token_id not in stop_ids)
 
 
-def apply_adapter_length(model: Llama, adapter: Path) -> None:
-    """Lower a model's `trained_context` if its adapter was trained on shorter rows."""
-    if (adapter / CONFIG_FILE).is_file():
-        apply_trained_length(model, read_json(adapter / CONFIG_FILE))
+def apply_adapter_context(model: Llama, adapter: Path) -> None:
+    """Take over the positions, their frequencies and the trained length of an adapter, if recorded.
+
+    Training an adapter can extend the context of its base. PEFT records none of these.
+    """
+    file = adapter / CONFIG_FILE
+    config_values = read_json(file) if file.is_file() else None
+    if not isinstance(config_values, dict) or TRAINED_LENGTH_KEY not in config_values:
+        return
+    config = LlamaConfig.from_hf(config_values, str(file))
+    config.check_memory(str(file))
+    model.set_context(config)
+    model.trained_context = read_trained_length(config_values, config)
+
+
+def limit_trained_context(model: Llama, folder: Path) -> None:
+    """Lower a model's `trained_context` to the recorded length of another checkpoint, if any."""
+    if (folder / CONFIG_FILE).is_file():
+        apply_trained_length(model, read_json(folder / CONFIG_FILE))
 
 
 def apply_trained_length(model: Llama, config_values: Any) -> None:
     """Lower a model's `trained_context` to the trained length in its `config.json`, if any."""
-    trained_length = None
-    if isinstance(config_values, dict):
-        trained_length = config_values.get(TRAINED_LENGTH_KEY)
-    if isinstance(trained_length, int) and 0 < trained_length < model.trained_context:
-        model.trained_context = trained_length
+    length = read_trained_length(config_values, model.config)
+    model.trained_context = min(length, model.trained_context)
+
+
+def read_trained_length(config_values: Any, config: LlamaConfig) -> int:
+    """Return the length in tokens of the rows that a model was trained with.
+
+    It is in the contents of its `config.json`; without an entry it is the whole context.
+    """
+    length = config_values.get(TRAINED_LENGTH_KEY) if isinstance(config_values, dict) else None
+    if isinstance(length, int) and 0 < length < config.max_position_embeddings:
+        return length
+    return config.max_position_embeddings
 
 
 def check_tensor_count(folder: Path, config: LlamaConfig) -> None:

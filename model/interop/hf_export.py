@@ -13,10 +13,12 @@ from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.chat_template.to_jinja import PRETRAINED_COMMENT, export_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
+from model.context_extension import extend_untrained
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.interop.model_card import build_model_card
 from model.interop.output_path import check_replaceable
 from model.lora_options import Merge
+from model.rope_scaling import ContextExtension
 from model.tokenizer import hf_json
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
@@ -52,16 +54,19 @@ def export_hf(
     dtype: Dtype = "float32",
     max_shard_size: str = "5GB",
     merge: Merge | None = None,
+    extension: ContextExtension | None = None,
 ) -> ExportResult:
     """Write the checkpoint that `checkpoint` resolves to into the folder `out`, atomically.
 
     `max_shard_size`, such as 200MB, is the maximum size of a weights file; `merge` is that of
-    `weights.load_checkpoint`. Raises UserError if `out` exists and is not an earlier export, or if
-    weights are too large for `dtype`.
+    `weights.load_checkpoint`; `extension` is a longer context. Raises UserError if `out` exists and
+    is not an earlier export, if weights are too large for `dtype`, or as `extend_untrained` does.
     """
     check_replaceable(out, expected="an earlier export", is_earlier_export=_is_empty_or_export)
     checkpoint_folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(checkpoint_folder, torch.device("cpu"), merge=merge)
+    if extension is not None:
+        extend_untrained(model, extension)
     tensors = weights.state_dict_to_save(model, DTYPES[dtype])
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

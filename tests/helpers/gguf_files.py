@@ -26,6 +26,11 @@ LLAMA3_ROPE_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE_SCALING = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -> Llama:

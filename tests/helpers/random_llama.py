@@ -27,6 +27,14 @@ SHAPES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 32,
         },
     },
+    "yarn rope": {
+        "num_key_value_heads": 2,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 24,
+        },
+    },
     "several stop ids": {"num_key_value_heads": 2, "more_stop_ids": (7, 40)},
 }
 

@@ -19,6 +19,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 def small_config(**changes: Any) -> LlamaConfig:
@@ -62,7 +63,7 @@ def test_parameter_count_formula_matches_model(name: str) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers must be positive"),
         ({"head_dim": 15}, "head_dim 15 .* must be even"),
         ({"rope_theta": 0.0}, "rope_theta must be positive"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic"),
         (
             {"rope_scaling": {"rope_type": "linear"}},
             "linear: factor must be a number above 0, not missing",
@@ -93,6 +94,29 @@ def test_parameter_count_formula_matches_model(name: str) -> None:
         (
             {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
             "low_freq_factor must be below high_freq_factor",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "yarn: original_max_position_embeddings must be a number above 0, not missing",
+        ),
+        *(
+            ({"rope_scaling": {**YARN, key: value}}, f"yarn: {message}")
+            for key, value, message in (
+                ("factor", 0.5, "factor must be from 1 to 10,000, not 0.5"),
+                ("attention_factor", 0, "attention_factor must be a number above 0, not 0"),
+                ("mscale", "1", "mscale must be a number above 0, not 1"),
+                ("truncate", None, "truncate must be true or false, not None"),
+                ("beta_fast", 1, "beta_slow must be below beta_fast"),
+            )
+        ),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "yarn: rope_theta must be above 1, not 1.0"),
+        (
+            {
+                **PRESETS["babyllama-3m"],
+                "intermediate_size": 64,
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "reading_heads needs the .* of babyllama-3m, and no rope_scaling",
         ),
     ],
 )
@@ -236,12 +260,12 @@ def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
             ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"],
         ),
         (
-            {"rope_parameters": {"rope_type": "yarn"}},
-            ["rope_scaling 'yarn' is not supported; linear and llama3 are"],
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            ["rope_scaling 'dynamic' is not supported; linear, llama3 and yarn are"],
         ),
         (
             {"rope_parameters": {"rope_type": ["linear"]}},
-            ["rope_scaling \"['linear']\" is not supported; linear and llama3 are"],
+            ["rope_scaling \"['linear']\" is not supported; linear, llama3 and yarn are"],
         ),
         (
             {"rope_scaling": {"type": "linear"}},

@@ -18,6 +18,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 SHAPES: dict[str, dict[str, Any]] = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
@@ -33,6 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "wide-heads": {"head_dim": 32, "num_key_value_heads": 2},
     "linear-scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "llama3-scaling": {"rope_scaling": LLAMA3, "rope_theta": 500_000.0},
+    "yarn-scaling": {"rope_scaling": YARN},
 }
 
 

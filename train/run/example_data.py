@@ -55,11 +55,15 @@ class ExampleData:
         batches = self.loader(
             row_plan, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
         )
+        # Those that do not fit a row have length 0.
+        lengths = np.concatenate([examples.lengths(epoch=0) for examples in self.example_sets])
         description = self._describe(
-            row_plan, run_length=f"{max_steps:,} steps ({epochs:.2f} epochs)"
+            row_plan, lengths, run_length=f"{max_steps:,} steps ({epochs:.2f} epochs)"
         )
         num_tokens = row_plan.num_tokens(epoch=0) * epochs
-        return TrainingPlan(batches, max_steps, epochs, num_tokens, description)
+        return TrainingPlan(
+            batches, max_steps, epochs, num_tokens, description, example_lengths=lengths
+        )
 
     def _identity(self) -> str:
         """Return a sha256 of everything that the examples depend on.
@@ -69,11 +73,12 @@ class ExampleData:
         sets = [mixture_set.fingerprint for mixture_set in self.sets]
         return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
 
-    def _describe(self, row_plan: PackedPlan, run_length: str) -> str:
-        """Return the line of the summary about the data; `run_length` is its last part."""
+    def _describe(self, row_plan: PackedPlan, lengths: np.ndarray, run_length: str) -> str:
+        """Return the line of the summary about the data; `run_length` is its last part.
+
+        `lengths` are those of all examples of epoch 0, with 0 for those that do not fit a row.
+        """
         options = self.options
-        # Lengths of the examples of all sets in epoch 0. Those that do not fit a row have length 0.
-        lengths = np.concatenate([examples.lengths(epoch=0) for examples in self.example_sets])
         num_skipped = int((lengths == 0).sum())
         num_examples = len(lengths) - num_skipped
         num_truncated = sum(examples.num_truncated for examples in self.example_sets)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from data.batching.collate import BatchLoader
@@ -35,6 +36,10 @@ class TrainingPlan:
     epochs: float
     num_tokens: float  # estimated number of tokens of all steps, without padding
     description: str  # a line about the data and the length of the run, for the summary
+    # Of the first epoch, int64[n]: the lengths of the parts that rows cut documents into, for text,
+    # or those of the examples.
+    document_parts: np.ndarray | None = None
+    example_lengths: np.ndarray | None = None
 
 
 class TrainingData(Protocol):

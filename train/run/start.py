@@ -6,7 +6,6 @@ they get to `run_training`.
 
 import contextlib
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -90,8 +89,8 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
         model, _ = weights.load_checkpoint(weights_folder, spec.device)
     else:
         model = _build_adapter_model(spec, checkpoint)
-    # Fine-tuning on summaries trains the reading heads of its base like other weights.
-    model.config = replace(model.config, reading_heads=spec.model_config.reading_heads)
+    # The run may extend the context of its base, and train its reading heads like other weights.
+    model.set_context(spec.model_config)
     # A tokenizer may also have gaps between its ids.
     weights.set_unused_ids(model, spec.tokenizer)
     # Saved with the weights: generation and evaluation use prompts and rows of this length.

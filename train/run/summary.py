@@ -1,5 +1,7 @@
 """Print the model, data, machine and cost of a run before it starts."""
 
+from typing import Any
+
 from model.llama import Llama
 from train import distributed
 from train.autotune import ComputePlan, count_trainable_parameters
@@ -9,6 +11,7 @@ from train.monitoring.throughput import (
     training_flops_per_token,
 )
 from train.run.directory import RunDir
+from train.run.past_lengths import advise_on_long_rows, describe_pasts
 from train.run.spec import RunSpec, TrainingPlan
 
 # What a repeated token teaches decays with a constant of about 15 epochs (Muennighoff et al. 2023,
@@ -41,6 +44,10 @@ def print_run_summary(
             f"after {MAX_USEFUL_EPOCHS} epochs the same text teaches almost nothing: train for "
             "fewer steps, or on more data"
         )
+    if (pasts := describe_pasts(spec, plan)) is not None:
+        print(f"past      {pasts}")
+    for advice in advise_on_long_rows(spec, plan):
+        _print_note(advice)
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")
     print(
@@ -84,6 +91,7 @@ def _print_model(spec: RunSpec, model: Llama) -> None:
         f"model     {spec.model_name}: {config.num_parameters / 1e6:.1f}M parameters, vocabulary "
         f"{config.vocab_size:,}, {flops_per_token / 1e6:.1f} MFLOP per token"
         f"{', reading heads' if config.reading_heads else ''}"
+        f"{_describe_scaling(config.rope_scaling)}"
     )
     if spec.lora is not None:
         print(
@@ -92,6 +100,13 @@ def _print_model(spec: RunSpec, model: Llama) -> None:
             f"{count_trainable_parameters(model):,} parameters train, the rest is frozen"
             f"{', its layers in NF4' if spec.quantize == 'nf4' else ''}"
         )
+
+
+def _describe_scaling(scaling: dict[str, Any] | None) -> str:
+    """Return a phrase about the scaling of rotary frequencies, empty without one."""
+    if scaling is None:
+        return ""
+    return f", RoPE scaling {scaling['rope_type']} × {scaling['factor']:g}"
 
 
 def _print_note(note: str) -> None:

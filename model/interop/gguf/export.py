@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -25,12 +25,14 @@ from model.chat_template.template import Template, load_template
 from model.chat_template.to_jinja import export_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
+from model.context_extension import extend_untrained
 from model.interop.gguf.imported_vocab import build_imported_vocabulary
 from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_modelfile
 from model.interop.gguf.vocab import GGUFVocabulary, build_native_vocabulary, write_vocabulary
 from model.interop.output_path import check_replaceable
 from model.llama import Llama, inverse_frequencies
 from model.lora_options import Merge
+from model.rope_scaling import BETA_FAST, BETA_SLOW, ContextExtension, attention_factor
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
@@ -38,18 +40,31 @@ GGUFType = Literal["f32", "f16", "q8_0"]
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # of `gguf`
 _Q8_0_BLOCK = 32  # numbers that share one scale
 _MAGIC = b"GGUF"
+_ROPE_SCALING_TYPES = {
+    "linear": gguf.RopeScalingType.LINEAR,
+    "yarn": gguf.RopeScalingType.YARN,
+}
+# Parameters of YaRN that not every version of llama.cpp reads from a file.
+_FIXED_YARN_PARAMETERS = {"beta_fast": BETA_FAST, "beta_slow": BETA_SLOW, "truncate": True}
 
 
 def export_gguf(
-    checkpoint: Path, out: Path, *, dtype: GGUFType, merge: Merge | None = None
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: GGUFType,
+    merge: Merge | None = None,
+    extension: ContextExtension | None = None,
 ) -> Llama:
     """Write the checkpoint that `checkpoint` resolves to as `out` and `NAME.Modelfile`.
 
-    `merge` is that of `weights.load_checkpoint`. Returns the exported model. Raises UserError as
-    `write_gguf` does.
+    `merge` is that of `weights.load_checkpoint`, `extension` a longer context. Returns the exported
+    model. Raises UserError as `write_gguf` and `extend_untrained` do.
     """
     folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(folder, torch.device("cpu"), merge=merge)
+    if extension is not None:
+        extend_untrained(model, extension)
     template = load_template(folder)
     jinja_template = export_jinja_template(template, tokenizer, folder)
     write_gguf(model, tokenizer, jinja_template, out, dtype=dtype, name=out.stem, template=template)
@@ -262,7 +277,28 @@ def _write_metadata(writer: GGUFWriter, model: Llama, dtype: GGUFType, name: str
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    # The other scaling, `llama3`, is a tensor; see `_named_tensors`.
-    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_scaling["factor"])
+    _write_rope_scaling(writer, config.rope_scaling)
+
+
+def _write_rope_scaling(writer: GGUFWriter, scaling: dict[str, Any] | None) -> None:
+    """Write the scaling of rotary frequencies, except `llama3`, which is a tensor.
+
+    Raises UserError if llama.cpp does not have its parameters.
+    """
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return
+    writer.add_rope_scaling_type(_ROPE_SCALING_TYPES[scaling["rope_type"]])
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling["rope_type"] == "linear":
+        return
+    for key, fixed_value in _FIXED_YARN_PARAMETERS.items():
+        if scaling.get(key, fixed_value) != fixed_value:
+            raise UserError(
+                f"rope_scaling yarn: llama.cpp computes with {key} {fixed_value}, this model has "
+                f"{scaling[key]}: it cannot be exported as GGUF; use --format hf"
+            )
+    writer.add_rope_scaling_orig_ctx_len(round(scaling["original_max_position_embeddings"]))
+    # llama.cpp multiplies by the factor that follows from that of the context, and by this number.
+    default = attention_factor({"rope_type": "yarn", "factor": scaling["factor"]})
+    if attention_factor(scaling) != default:
+        writer.add_rope_scaling_attn_factors(attention_factor(scaling) / default)

@@ -162,3 +162,23 @@ def test_a_corpus_shorter_than_a_row_still_trains(tmp_path: Path) -> None:
     tiny = write_sequences(tmp_path / "tiny", [3])
     plan = build_plan(tmp_path / "plan", (tiny, 1.0), length=8)
     assert plan.row(5).tolist() == [0, 1, 2] * 3
+
+
+def test_document_parts_are_what_the_rows_hold(tmp_path: Path, one: Sequences) -> None:
+    """Prevents a count of long pasts that the rows do not have."""
+    plan = build_plan(tmp_path / "plan", (one, 1.0))
+    ends = set((np.cumsum(one.lengths()) - 1).tolist())
+    expected = []
+    for row in read_epochs(plan, 1)[0]:
+        size = 0
+        for token in row[:-1]:
+            size += 1
+            if int(token) in ends:
+                expected.append(size)
+                size = 0
+        expected.append(size)
+    parts = plan.document_parts(0)
+    assert parts.sum() == one.num_tokens and parts.max() == 16
+    # The last row is filled up from the beginning of the stream.
+    difference = Counter(size for size in expected if size) - Counter(parts.tolist())
+    assert difference.total() <= 16 and not Counter(parts.tolist()) - Counter(expected)

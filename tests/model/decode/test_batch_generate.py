@@ -88,7 +88,7 @@ def are_varied(answers: list[DecodedAnswer]) -> bool:
 SEARCHES: list[tuple[str, dict[str, Any]]] = [
     *(
         (shape, {"num_beams": num_beams})
-        for shape in ("grouped-query", "tied", "linear rope", "several stop ids")
+        for shape in ("grouped-query", "tied", "linear rope", "yarn rope", "several stop ids")
         for num_beams in (1, 3)
     ),
     ("grouped-query", {"num_beams": 4, "length_penalty": 0.3}),

@@ -59,6 +59,26 @@ SHAPES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 64,
         }
     },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    # Without an original length: transformers takes max_position_embeddings, as here.
+    "yarn-mscale": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "rope_theta": 10000.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "beta_fast": 16,
+            "truncate": False,
+        }
+    },
 }
 AWKWARD = [
     "",
@@ -450,9 +470,9 @@ def turn_into_adapter(folder: Path) -> None:
         ),
         (
             lambda folder: update_json(
-                folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}
+                folder, rope_parameters={"rope_type": "dynamic", "factor": 2.0}
             ),
-            "rope_scaling 'yarn' is not supported",
+            "rope_scaling 'dynamic' is not supported",
         ),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),

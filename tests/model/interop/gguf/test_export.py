@@ -18,6 +18,7 @@ from tests.helpers.gguf_files import (
     JINJA_CHAT_TEMPLATE,
     LINEAR_ROPE_SCALING,
     LLAMA3_ROPE_SCALING,
+    YARN_ROPE_SCALING,
     export_to_file,
     random_llama,
     read_gguf_metadata,
@@ -150,6 +151,59 @@ def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> 
     np.testing.assert_allclose(plain / factors, inverse_frequencies(model.config), rtol=1e-6)
     assert factors.min() == 1 and factors.max() == pytest.approx(8)
     assert "llama.rope.scaling.type" not in read_gguf_metadata(file)
+
+
+def llama_cpp_yarn_table(metadata: dict[str, Any], length: int) -> np.ndarray:
+    """Return the cosines and sines of llama.cpp from a file's metadata, fp64[2, T, d / 2].
+
+    See `rope_yarn` in its ggml/src/ggml-cpu/ops.cpp.
+    """
+    size, base = metadata["llama.rope.dimension_count"], metadata["llama.rope.freq_base"]
+    factor = metadata["llama.rope.scaling.factor"]
+    original = metadata["llama.rope.scaling.original_context_length"]
+    low, high = (
+        size * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base)) for turns in (32, 1)
+    )
+    low, high = max(0, np.floor(low)), min(size - 1, np.ceil(high))
+    pairs = np.arange(size // 2)
+    share = 1 - np.clip((pairs - low) / max(0.001, high - low), 0, 1)
+    unscaled = np.outer(np.arange(length), base ** (-2 * pairs / size))
+    angles = unscaled / factor * (1 - share) + unscaled * share
+    scale = metadata.get("llama.rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
+    return scale * np.stack([np.cos(angles), np.sin(angles)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"factor": 3.0}, {"attention_factor": 1.3}, {"mscale": 1.0, "mscale_all_dim": 0.5}],
+    ids=str,
+)
+def test_llama_cpp_computes_the_same_yarn_angles(
+    changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Prevents another original length or another attention factor in llama.cpp."""
+    model = random_llama(tokenizer, rope_scaling={**YARN_ROPE_SCALING, **changes})
+    metadata = read_gguf_metadata(export_to_file(model, tokenizer, tmp_path))
+    assert metadata["llama.rope.scaling.type"] == "yarn"
+    # Which older versions do not read: only where the default differs.
+    has_factor = "llama.rope.scaling.attn_factor" in metadata
+    assert has_factor == (not changes.keys().isdisjoint({"attention_factor", "mscale"}))
+    expected = llama_cpp_yarn_table(metadata, 256)
+    np.testing.assert_allclose(model.model.rotary.cos_sin, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("beta_fast", 16.0), ("beta_slow", 2.0), ("truncate", False)]
+)
+def test_yarn_that_llama_cpp_computes_otherwise_is_refused(
+    key: str, value: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Prevents a file that loads and has other positions."""
+    model = random_llama(tokenizer, rope_scaling={**YARN_ROPE_SCALING, key: value})
+    with pytest.raises(UserError, match=f"llama.cpp computes with {key} .* use --format hf"):
+        export_to_file(model, tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from tests.helpers.gguf_files import (
     LINEAR_ROPE_SCALING,
     LLAMA3_ROPE_SCALING,
     PROMPTS,
+    YARN_ROPE_SCALING,
     export_to_file,
     llama_cpp_greedy,
     load_in_llama_cpp,
@@ -121,12 +122,14 @@ SHAPES: list[dict[str, Any]] = [
     {"tie_word_embeddings": True, "num_key_value_heads": 4},
     {"rope_scaling": LINEAR_ROPE_SCALING},
     {"rope_scaling": LLAMA3_ROPE_SCALING},
+    {"rope_scaling": YARN_ROPE_SCALING},
+    {"rope_scaling": {**YARN_ROPE_SCALING, "attention_factor": 1.4}},
     {"head_dim": 24},
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", SHAPES, ids=["gqa", "tied", "linear", "llama3", "wide heads"])
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_llama_cpp_greedy_matches_in_f32(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -37,9 +37,7 @@ def records(tokenizer: Tokenizer) -> RecordList[Conversation]:
 
 
 @pytest.fixture(scope="module")
-def build(
-    records: RecordList[Conversation], tokenizer: Tokenizer
-) -> Callable[..., Examples]:
+def build(records: RecordList[Conversation], tokenizer: Tokenizer) -> Callable[..., Examples]:
     """Return a function that makes the examples of `records` with some distractors."""
 
     def build_examples(

@@ -50,6 +50,7 @@ def read_documents(folder: Path, split: str) -> list[list[int]]:
     return [sequences.tokens(index).tolist() for index in range(len(sequences))]
 
 
+@pytest.mark.slow
 def test_long_documents_are_those_of_the_source_in_their_splits(
     corpus: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_long_documents_are_those_of_the_source_in_their_splits(
     assert f"{read_json(source / MANIFEST)['report']['tokens']:,}" in line
 
 
+@pytest.mark.slow
 def test_derived_set_is_written_again_only_if_its_source_or_itself_changed(
     corpus: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_derived_set_is_written_again_only_if_its_source_or_itself_changed(
         ("distractors(corpus.jsonl,5,6,7)", "a number of other passages has to follow the name"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("corpus")
 def test_mistake_is_one_line(name: str, message: str) -> None:
     """Prevents a run on an empty set, and a traceback for a wrong name."""
@@ -116,6 +119,43 @@ def test_mistake_is_one_line(name: str, message: str) -> None:
         resolve_shard_set(name, SMALL_TOKENIZER)
     assert "\n" not in str(caught.value)
     assert not Path("prepared/long-99999-corpus").exists()
+
+
+@pytest.mark.slow
+def test_sets_of_the_same_records_are_told_apart(tmp_path: Path) -> None:
+    """Prevents a run from being resumed on other examples of the records that it began with."""
+    articles = [
+        {
+            "title": f"第{number}个湖",
+            "paragraphs": [
+                {
+                    "context": f"第{number}个湖有{number + 3}座岛。",
+                    "qas": [
+                        {
+                            "question": f"湖{number}有几座岛？",
+                            "answers": [{"text": f"{number + 3}座"}],
+                        }
+                    ],
+                }
+            ],
+        }
+        for number in range(40)
+    ]
+    Path("lakes.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
+    names = ["lakes.json", "distractors(lakes.json,2)", "distractors(lakes.json,3)"]
+    sets = [ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER)) for name in names]
+    assert len({shards.fingerprint for shards in sets}) == 3
+    tokenizer, template = sets[0].load_tokenizer(), load_template(sets[0].folder)
+    lengths = []
+    for shards in sets:
+        split = shards.load_records("train")
+        assert split.record(0).title
+        examples = shards.examples(split, 512, tokenizer, template, seed=0)
+        survey = shards.example_lengths(split, tokenizer, template, seed=0)
+        (spans, first_spans), *_ = split.iter_shard_spans()
+        lengths.append(examples.lengths(0))
+        assert (survey.fit(spans, first_spans, 0, 512).num_ids - 1 == lengths[-1]).all()
+    assert (lengths[0] < lengths[1]).all() and (lengths[1] < lengths[2]).all()
 
 
 class FirstLines(Transformation[Document]):
@@ -141,7 +181,8 @@ class FirstLines(Transformation[Document]):
             yield Summary(article, title)
 
 
-@pytest.mark.parametrize("is_parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_parallel", [False, True])
+@pytest.mark.slow
 def test_transformed_records_are_counted_and_without_repetitions(
     corpus: str, is_parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

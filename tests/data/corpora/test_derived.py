@@ -158,8 +158,12 @@ def test_sets_of_the_same_records_are_told_apart(tmp_path: Path) -> None:
     assert (lengths[0] < lengths[1]).all() and (lengths[1] < lengths[2]).all()
 
 
+# What FirstLines makes of every document.
+COMMON = Summary("湖水很静，" * 20, "湖")
+
+
 class FirstLines(Transformation[Document]):
-    """The first line of each document as the title of the rest, twice."""
+    """One summary that is always the same, and twice the first line as the title of the rest."""
 
     name = "long"  # that of a module, which a test puts it in the place of
     usage = "long(NAME)"
@@ -173,6 +177,7 @@ class FirstLines(Transformation[Document]):
     def derive(
         self, record: Document, arguments: Arguments, *, has_title_line: bool
     ) -> Iterable[Record | SkippedRecord]:
+        yield COMMON
         title, _, article = record.text.partition("\n")
         if len(article) < 100:
             yield SkippedRecord("too short")
@@ -199,20 +204,25 @@ def test_transformed_records_are_counted_and_without_repetitions(
     assert shards.kind is summaries.KIND
     tokenizer = source.load_tokenizer()
     num_kept = num_short = 0
-    for split in ("train", "validation"):
+    for split in ("validation", "train"):
         texts = [tokenizer.decode(ids) for ids in read_documents(source.folder, split)]
         pairs = [text.split("\n", 1) for text in texts]
         expected = [Summary(article, title) for title, article in pairs if len(article) >= 100]
+        num_short += len(pairs) - len(expected)
+        if split == "validation":
+            expected.insert(0, COMMON)
         records = shards.load_records(split)
         assert [records.record(index) for index in range(len(records))] == expected
         # The stored spans are those that training plans its rows from.
         for index in range(len(records)):
             shards.kind.encode_one(tokenizer, load_template(folder), records, index)
         num_kept += len(expected)
-        num_short += len(pairs) - len(expected)
     report = shards.manifest["report"]
-    assert report["dropped"] == {"exact_duplicate": num_kept, "too short": num_short}
-    assert report["kept"] == num_kept and report["records"] == 2 * num_kept + num_short
+    # COMMON is there once, of 60 documents.
+    num_repeated = num_kept - 1 + 59
+    assert report["dropped"] == {"exact_duplicate": num_repeated, "too short": num_short}
+    assert report["kept"] == num_kept
+    assert report["records"] == num_kept + num_repeated + num_short
 
 
 def open_threads(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from data.batching.distractors import (
     PassageTable,
 )
 from data.batching.examples import Examples
+from data.corpora.resolver import resolve_shard_set
 from data.derivations.distractors import DERIVATION
 from data.kinds import conversations
 from data.records import Conversation, EncodedRecord, Turn
+from data.shards import ShardSet
 from data.stored_records import RecordList
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -213,3 +216,29 @@ def test_arguments_are_checked() -> None:
     for wrong in ((), ("0",), ("-1",), ("8", "")):
         with pytest.raises(ValueError):
             DERIVATION.parse_arguments(wrong)
+
+
+@pytest.mark.slow
+def test_real_questions_have_the_planned_length_and_passages_of_other_articles(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents rows that are planned too long or too short, and a passage of the same article."""
+    monkeypatch.chdir(tmp_path)
+    file = shared / "data" / "eval" / "DRCD_dev_half.json"
+    tokenizer_path = shared / "tokenizer" / "llama-chinese-65k.model"
+    shards = ShardSet.open(resolve_shard_set(f"distractors({file},8)", tokenizer_path))
+    split = shards.load_records("validation")
+    tokenizer = shards.load_tokenizer()
+    title_of_passage = {}
+    for index in range(len(split)):
+        record = split.record(index)
+        title_of_passage[record.reference] = record.title
+    examples = shards.examples(split, 4096, tokenizer, Template(), seed=0)
+    lengths = examples.lengths(0)
+    for index in range(0, len(split), 4):
+        ids, _ = examples.example(index, 0)
+        assert len(ids) == lengths[index] + 1
+        passages = read_passages(examples, tokenizer, index, 0)
+        assert len(passages) > 5
+        titles = Counter(title_of_passage[passage] for passage in passages)
+        assert titles[split.record(index).title] == 1

@@ -101,9 +101,7 @@ def run_round(
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
-    examples = shards.kind.examples(
-        shards.load_split("train"), length, tokenizer, Template(), seed=0
-    )
+    examples = shards.examples(shards.load_split("train"), length, tokenizer, Template(), seed=0)
     # `lengths` is 0 for an example that is left out because it does not fit a row.
     fitting = np.flatnonzero(examples.lengths(0))
     if len(fitting) < steps * records_per_step:

@@ -1,4 +1,7 @@
-"""The names and weights of `--data`: a single set or a mixture, such as `csl+belle-0.8m:0.5`."""
+"""The names and weights of `--data`: a single set or a mixture, such as `csl+belle-0.8m:0.5`.
+
+A name may be derived, `long(wikipedia,4096)`: see `data.derived_name`.
+"""
 
 import contextlib
 import math
@@ -6,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from data.derived_name import parse_derived_name
 
 # The name that stands for the pretraining text of the base.
 REPLAY = "replay"
@@ -15,16 +20,18 @@ def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
     """Return the names and weights in `data`, such as `wikipedia:0.5+zhihu`.
 
     The weight defaults to 1. An existing file or folder is one name, whatever plus signs and colons
-    its path has. Raises ValueError for a weight that is not above 0.
+    its path has, and so is a derived name with everything between its parentheses. Raises
+    ValueError for a weight that is not above 0, and as `parse_derived_name` does.
     """
     names = []
     weights = []
     parts = data.split("+")
     while parts:
-        # The longest path that exists, with a weight or without one, or else one part.
+        # The longest path that exists or derived name, with a weight or without one, or else one
+        # part.
         for num_parts in range(len(parts), 0, -1):
             name, weight = _split_weight("+".join(parts[:num_parts]))
-            if Path(name).exists():
+            if Path(name).exists() or parse_derived_name(name) is not None:
                 break
         del parts[:num_parts]
         if not (math.isfinite(weight) and weight > 0):

@@ -47,12 +47,14 @@ class Turn:
 class Conversation(Record):
     """One or more turns, about a reference passage if there is one. At least one has a loss.
 
-    `system` is the system text, an instruction to the assistant for all turns, or empty.
+    `system` is the system text, an instruction to the assistant for all turns, or empty. `title` is
+    that of the document that the reference is a part of, if it is known; no model reads it.
     """
 
     turns: tuple[Turn, ...]
     reference: str = ""
     system: str = ""
+    title: str = ""
 
     def plain_text(self) -> str:
         """Return reference, system text, questions and answers, joined by newlines.

@@ -19,6 +19,9 @@ from typing import Any
 from common import run_layout
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json
+from data.batching.examples import ExampleLengths, Examples
+from data.derivations import derivation_names
+from data.derivations.base import Arguments, Derivation, find_derivation
 from data.kinds import find_kind, kind_names
 from data.kinds.base import RecordKind
 from data.sequences import Sequences
@@ -100,13 +103,18 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of the contents of data, tokenizer and template files, SHA-256 in hex."""
+        """Return a digest of data, tokenizer and template files and derivation, SHA-256 in hex."""
         names_and_checksums = sorted(
             (name, entry["sha256"])
             for name, entry in self.manifest["files"].items()
             if name.endswith(_FINGERPRINT_FILES)
         )
-        return hashlib.sha256(json.dumps(names_and_checksums).encode()).hexdigest()
+        contents: Any = names_and_checksums
+        if "derived" in self.manifest:
+            # Two derivations may store the same records and make other examples of them.
+            derived = self.manifest["derived"]
+            contents = [contents, derived["name"], derived["version"], derived["arguments"]]
+        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     @property
     def kind(self) -> RecordKind[Any]:
@@ -118,6 +126,42 @@ class ShardSet:
                 f"{self.folder} again"
             )
         return find_kind(name)
+
+    @property
+    def derivation(self) -> tuple[Derivation[Any], Arguments] | None:
+        """Return the derivation of a derived set and its arguments; None for any other set.
+
+        Raises UserError if this version does not have the derivation.
+        """
+        derived = self.manifest.get("derived")
+        if derived is None:
+            return None
+        if derived["name"] not in derivation_names():
+            raise UserError(f"{self.folder}: {derived['name']} is no derivation of this version")
+        return find_derivation(derived["name"]), derived["arguments"]
+
+    def examples(
+        self,
+        split: Any,
+        length: int,
+        tokenizer: Tokenizer,
+        template: Template,
+        seed: int | None,
+    ) -> Examples:
+        """Return the training examples of a split of this set; see `RecordKind.examples`."""
+        if self.derivation is None:
+            return self.kind.examples(split, length, tokenizer, template, seed)
+        derivation, arguments = self.derivation
+        return derivation.examples(split, length, tokenizer, template, seed, arguments)
+
+    def example_lengths(
+        self, split: Any, tokenizer: Tokenizer, template: Template, seed: int | None
+    ) -> ExampleLengths:
+        """Return the lengths of `examples` of a split for rows of any length; not for text."""
+        if self.derivation is None:
+            return self.kind.example_lengths(tokenizer, template, seed)
+        derivation, arguments = self.derivation
+        return derivation.example_lengths(split, tokenizer, template, seed, arguments)
 
     def matches_template(self, template: Template) -> bool:
         """Return whether the spans are those of records in `template`, or the set is text.

@@ -129,6 +129,10 @@ class StoredRecords(Generic[R]):
                 f"{self.name}: record {index} cannot be read: {reason}: prepare {self.name} again"
             ) from None
 
+    def line(self, index: int) -> np.ndarray:
+        """Return record `index` as its line of JSON, uint8[n]."""
+        return self._lines.row(index)
+
     def spans(self, index: int) -> np.ndarray:
         """See `Records`."""
         return self._spans.row(index)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from common import run_layout
 from common.errors import UserError
 from common.options import parse_options
+from data.derived_name import parse_derived_name
 from data.mixture import parse_mixture
 from model.checkpoint import locate
 from train.options import TrainOptions
@@ -94,5 +95,7 @@ def default_run_folder(command: str, data: str) -> Path:
     parts = []
     for name, weight in zip(*parse_mixture(data), strict=True):
         suffix = f"-{weight:g}" if weight != 1 else ""
-        parts.append(Path(name).resolve().name + suffix)
+        derived = parse_derived_name(name)
+        label = Path(derived.source if derived else name).resolve().name
+        parts.append((derived.label(label) if derived else label) + suffix)
     return run_layout.RUNS_DIR / f"{command}-{'+'.join(parts)}"

@@ -226,7 +226,7 @@ def _build_prompts(
     """Return the questions of a split; those of training are drawn with the seed of the run."""
     # Without a seed nothing is drawn at random: all summaries get the same request.
     seed = options.seed if split == "train" else None
-    examples = mixture_set.shards.kind.examples(
+    examples = mixture_set.shards.examples(
         mixture_set.shards.load_split(split),
         max_example_length(options),
         tokenizer,

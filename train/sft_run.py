@@ -171,7 +171,7 @@ def build_data(
     for mixture_set in sets:
         split = mixture_set.shards.load_split("train")
         example_sets.append(
-            mixture_set.shards.kind.examples(split, length, tokenizer, template, options.seed)
+            mixture_set.shards.examples(split, length, tokenizer, template, options.seed)
         )
     # An example that does not fit a row has length 0.
     if not any(examples.lengths(epoch=0).any() for examples in example_sets):
@@ -203,7 +203,7 @@ def build_dev_sets(
             continue
         split = mixture_set.shards.load_split("validation")
         # Without a seed nothing is drawn at random: all summaries get the same request.
-        examples = mixture_set.shards.kind.examples(
+        examples = mixture_set.shards.examples(
             split, options.sequence_length, tokenizer, template, seed=None
         )
         case = find_rouge_case(mixture_set.shards)

@@ -7,8 +7,11 @@ from common.archive import extract_zip
 from common.download import DownloadError, download
 from common.errors import UserError
 from data.corpora import resolver
+from data.corpora.derived import derive_if_outdated
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
 from data.corpora.sample import SAMPLE_NAME, SAMPLE_SFT_FILES
+from data.derivations import derivation_names
+from data.derivations.base import find_derivation
 from data.lengths.sets import print_recommendation
 from data.prepare.pipeline import format_report
 from data.readers.files import expand_inputs
@@ -16,18 +19,36 @@ from data.shards import ShardSet
 
 
 def run_download(name: str | None, parts: Sequence[str], tokenizer: Path | None) -> None:
-    """Download and prepare the corpus `name`; print the names if it is None."""
+    """Download and prepare the corpus `name`, or the one that it is derived from.
+
+    Print the names if it is None.
+    """
     corpora_by_name = load_corpora()
     if name is None:
         print(format_listing(corpora_by_name))
-    elif name == SAMPLE_NAME:
-        _print_report(resolver.resolve_shard_set(SAMPLE_NAME, tokenizer))
-    elif name not in corpora_by_name:
-        raise unknown_corpus_error(name)
     elif name == TOKENIZER_NAME:
         print(download_corpus(TOKENIZER_NAME, corpora_by_name[TOKENIZER_NAME], tuple(parts))[0])
+    elif derived := resolver.parse_name(name):
+
+        def prepare_source(source: str) -> Path:
+            is_known = source == SAMPLE_NAME or source in corpora_by_name
+            if not is_known:
+                return resolver.resolve_shard_set(source, tokenizer)
+            return _prepare(source, tuple(parts), tokenizer)
+
+        _print_report(derive_if_outdated(derived, prepare_source))
     else:
-        _download_and_prepare(name, corpora_by_name[name], tuple(parts), tokenizer)
+        _print_report(_prepare(name, tuple(parts), tokenizer))
+
+
+def _prepare(name: str, parts: tuple[str, ...], tokenizer: Path | None) -> Path:
+    """Return the shard set of a corpus, downloaded and prepared, or of the sample."""
+    if name == SAMPLE_NAME:
+        return resolver.resolve_shard_set(SAMPLE_NAME, tokenizer)
+    corpora_by_name = load_corpora()
+    if name not in corpora_by_name or name == TOKENIZER_NAME:
+        raise unknown_corpus_error(name)
+    return _download_and_prepare(name, corpora_by_name[name], parts, tokenizer)
 
 
 def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
@@ -44,6 +65,10 @@ def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+    derivations = [find_derivation(derivation) for derivation in derivation_names()]
+    width = max(len(derivation.usage) for derivation in derivations)
+    lines += ["", "Derived from one of these, or from a file or folder of yours:"]
+    lines += [f"{derivation.usage:{width}}  {derivation.description}" for derivation in derivations]
     return "\n".join([*lines, "", "make data DATA=NAME downloads and prepares one of these."])
 
 
@@ -69,8 +94,8 @@ def download_corpus(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> l
 
 def _download_and_prepare(
     name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None
-) -> None:
-    """Download a corpus, and the 65k tokenizer if none is given, prepare it and print its report.
+) -> Path:
+    """Download a corpus, and the 65k tokenizer if none is given, and return its shard set.
 
     Raises UserError, with what can be done without it, if a download fails.
     """
@@ -96,7 +121,7 @@ def _download_and_prepare(
             "the shipped sample in its format"
         ) from None
     files = resolver.download_paths(name, corpus, parts)
-    _print_report(resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts))
+    return resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts)
 
 
 def _print_report(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from common.errors import UserError
 from common.options import Options
 from common.yaml_files import load_yaml
+from data.derivations import derivation_names
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS_FOLDER = PROJECT_ROOT / "assets" / "manifests"
@@ -113,6 +114,8 @@ def unknown_corpus_error(name: str, detail: str = "", *, data_only: bool = False
             f"DATA={name}: holds no records ({corpora[name].description}); the names are "
             f"{', '.join(names)}"
         )
+    if re.match(rf"({'|'.join(derivation_names())})\(", name):
+        return UserError(f"DATA={name}: not a name such as long(wikipedia,4096): mind the brackets")
     problem = f"DATA={name}: unknown data set"
     # Several names in one, with any separator, and perhaps weights as in csl:0.1.
     mixture = [part for part in re.split(r"[,，、;；+\s]+", name) if part]

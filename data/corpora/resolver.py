@@ -11,10 +11,12 @@ import hashlib
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import MANIFEST
+from data.corpora.derived import derive_if_outdated
 from data.corpora.detect import group_by_source
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
 from data.corpora.sample import (
@@ -25,6 +27,7 @@ from data.corpora.sample import (
     SplitFiles,
     sample_files,
 )
+from data.derived_name import DerivedName, parse_derived_name
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
@@ -46,13 +49,17 @@ DOWNLOADS_FOLDER = Path("downloads")
 def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
     """Return the shard-set folder that `name` means, after preparing it if necessary.
 
-    `name` is a corpus name of `make data`, a shard-set folder, or a raw file or folder. A corpus
+    `name` is a corpus name of `make data`, a shard-set folder, a raw file or folder, or derived
+    from one of these (`data.derived_name`). A corpus
     that is not prepared is prepared from its downloads with `tokenizer`. Without downloads or
     without a `tokenizer`, it is replaced by the part of the shipped sample in its format, which is
     printed. Without a `tokenizer`, a corpus name means the set that was prepared last, and raw
     files are prepared with the downloaded 65k tokenizer or else the small one. Raises UserError for
     an unknown name.
     """
+    derived = parse_name(name)
+    if derived is not None:
+        return derive_if_outdated(derived, partial(resolve_shard_set, tokenizer=tokenizer))
     corpora = load_corpora()
     if name == SAMPLE_NAME:
         return prepare_if_outdated(SAMPLE_NAME, sample_files(), tokenizer or SMALL_TOKENIZER)
@@ -69,6 +76,14 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
     if path.exists():
         return _prepare_raw_path(path, tokenizer or default_tokenizer())
     raise unknown_corpus_error(name, detail=", and no such file or folder", data_only=True)
+
+
+def parse_name(name: str) -> DerivedName | None:
+    """Return the parts of a derived name, or None. Raises UserError if it is wrong."""
+    try:
+        return parse_derived_name(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:

@@ -102,7 +102,7 @@ def survey_sets(
     splits = [shards.load_split("train") for shards in sets]
     with progress_bar("measuring", sum(map(len, splits)), "records", delay=5) as bar:
         for index, (shards, weight) in enumerate(zip(sets, weights, strict=True)):
-            example_lengths = shards.kind.example_lengths(tokenizer, template, SEED)
+            example_lengths = shards.example_lengths(splits[index], tokenizer, template, SEED)
             epoch_repeats = _count_repeats(len(splits[index]), weight, index)
             for batch in read_set_batches(
                 shards, tokenizer, template, with_characters=with_characters

@@ -12,7 +12,7 @@ does not answer has `is_impossible`, or on the hub an empty list of texts.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,15 @@ def _is_filled_list(value: Any) -> bool:
 
 
 def parse_squad(data: bytes) -> Conversation | SkippedRecord:
-    """Return a question with its first answer, and its passage as the reference.
+    """Return a question with its first answer, and its passage as the reference, with the title.
 
     A question that its passage does not answer is skipped: the schema has no words to say so.
     """
-    _, context, question = _parse_question(data)
+    title, context, question = _parse_question(data)
     if not question.answers:
         return SkippedRecord("question that its passage does not answer")
     messages = [Message("human", question.question), Message("assistant", question.answers[0])]
-    return build_conversation(messages, context)
+    return replace(build_conversation(messages, context), title=title)
 
 
 def _parse_question(data: bytes) -> tuple[str, str, PassageQuestion]:

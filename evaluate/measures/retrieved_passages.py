@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.progress import progress_bar
+from data.batching.distractors import PASSAGE_SEPARATOR
 from data.index.passage_index import PassageIndex, UnknownQueryError
 from evaluate.kinds.conversations import Question, encode_question
 from evaluate.load_model import LoadedCheckpoint
@@ -109,7 +110,7 @@ def join_passages(passages: Sequence[str]) -> str:
     On the sample's test passages, three together, a model trained on single ones answered 5.0
     points (95 % interval 2.8 to 7.2) more of the questions exactly than with the best first.
     """
-    return "\n".join(reversed(passages))
+    return PASSAGE_SEPARATOR.join(reversed(passages))
 
 
 def _ask(question: Question, passages: Sequence[str]) -> Question:

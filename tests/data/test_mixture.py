@@ -28,3 +28,11 @@ def test_path_that_exists_is_one_name_of_a_mixture(
     assert parse_mixture("part:2:0.5+csl:3") == (["part:2", "csl"], (0.5, 3.0))
     assert parse_mixture("a+b:1.txt") == (["a+b:1.txt"], (1.0,))
     assert parse_mixture("csl+a+b:1.txt:2+c:4") == (["csl", "a+b:1.txt", "c"], (1.0, 2.0, 4.0))
+
+
+def test_derived_name_is_one_name_of_a_mixture() -> None:
+    """Catch a derived name that is cut at a plus sign, or whose weight is taken for an argument."""
+    names, weights = parse_mixture("long(a,5):0.5+csl+distractors(b,2,99)")
+    assert names == ["long(a,5)", "csl", "distractors(b,2,99)"] and weights == (0.5, 1.0, 1.0)
+    with pytest.raises(ValueError, match="takes one set"):
+        parse_mixture("csl+long(a+b,5)")

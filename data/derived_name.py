@@ -7,6 +7,7 @@ from pathlib import Path
 from data.derivations import derivation_names
 
 _NAME = re.compile(r"([a-z][a-z0-9_]*)\((.*)\)", re.DOTALL)
+_BEGINNING = re.compile(r"[a-z][a-z0-9_]*\(")
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ def parse_derived_name(name: str) -> DerivedName | None:
         raise ValueError(f"{name}: names no data: {derivation}(NAME,…)")
     is_path = Path(source).exists()
     if not is_path and "+" in source:
-        parts = "+".join(str(DerivedName(derivation, part, arguments)) for part in source.split("+"))
+        parts = "+".join(
+            str(DerivedName(derivation, part, arguments)) for part in source.split("+")
+        )
         raise ValueError(f"{name}: a derivation takes one set: {parts}")
-    if not is_path and _NAME.fullmatch(source):
-        raise ValueError(f"{name}: {source} is derived already: prepare it, and name its folder")
+    if not is_path and _BEGINNING.match(source):
+        raise ValueError(f"{name}: its source is derived, too: prepare that, and name its folder")
     return DerivedName(derivation, source, arguments)
 
 

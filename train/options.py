@@ -280,7 +280,8 @@ class PretrainOptions(TokenBatchOptions):
     data: Mixture = Field(
         "sample",
         description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
-        "a raw file or folder; a mixture is name:weight+name:weight",
+        "a raw file or folder; a mixture is name:weight+name:weight; long(name,4096) is the "
+        "documents of at least 4,096 tokens (docs/data.md)",
     )
     base: Path | None = Field(
         None,
@@ -450,7 +451,8 @@ class SftOptions(FineTuneOptions, TokenBatchOptions):
         description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, "
         "belle-0.8m, deepctrl, pclue), a prepared folder or a raw file; a mixture is "
         "csl+belle-0.8m:0.5+replay:0.1, where replay is pretraining text of the base, here a tenth "
-        "as many tokens as the rest has",
+        "as many tokens as the rest has; distractors(redgpt,8) has eight other passages beside "
+        "each passage (docs/data.md)",
     )
     base: Path | Literal["none"] | None = Field(
         None,

@@ -73,6 +73,11 @@ class PassageTable:
     def __len__(self) -> int:
         return len(self._first_record)
 
+    @property
+    def num_records(self) -> int:
+        """Return the number of records of the split."""
+        return len(self._passage_of_record)
+
     def first_record(self, passage: int) -> int:
         """Return the first record that is about a passage."""
         return self._first_record[passage]
@@ -129,8 +134,9 @@ class DistractorDraw:
         self._count = count
         self._max_tokens = max_tokens
         self._seed = seed
-        # The epoch that was used last, and its ring.
-        self._ring: tuple[int, list[int]] | None = None
+        self._open_epoch: int | None = None  # the one that was used last, and what it has drawn:
+        self._ring: list[int] = []  # the passages in the order of the epoch
+        self._bits: list[int] = []  # 64 random bits of each record
 
     def choose(self, record: int, num_ids: int, epoch: int, length: int | None) -> list[int]:
         """Return the passages beside that of a record of `num_ids` ids, in the order of the ring.
@@ -151,34 +157,31 @@ class DistractorDraw:
     def place(self, record: int, epoch: int, num_others: int) -> int:
         """Return how many of the other passages stand before the right one."""
         # The bits from 40 on: others than those that the start in the ring depends on most.
-        return (self._bits(record, epoch) >> 40) % (num_others + 1)
+        self._load_epoch(epoch)
+        return (self._bits[record] >> 40) % (num_others + 1)
 
     def _iter_candidates(self, record: int, epoch: int) -> Iterator[int]:
         """Yield the passages that may stand beside that of a record, from its start in the ring."""
-        ring = self._load_ring(epoch)
-        start = self._bits(record, epoch) % max(len(ring), 1)
+        self._load_epoch(epoch)
+        ring = self._ring
+        start = self._bits[record] % len(ring)
         for step in range(min(len(ring), _LOOKS_PER_PASSAGE * (self._count + 1))):
             passage = ring[(start + step) % len(ring)]
             if self._table.may_join(passage, record):
                 yield passage
 
-    def _bits(self, record: int, epoch: int) -> int:
-        """Return 64 random bits of a record."""
-        seed, epoch = self._resolve(epoch)
-        return int(splitmix64(seed, epoch, np.array([record]))[0])
-
-    def _load_ring(self, epoch: int) -> list[int]:
-        """Return the passages in the order of an epoch."""
-        seed, epoch = self._resolve(epoch)
-        if self._ring is None or self._ring[0] != epoch:
-            ring = np.arange(len(self._table))
-            shuffle_in_place(ring, seed, epoch, _RING_KEY)
-            self._ring = epoch, ring.tolist()
-        return self._ring[1]
-
-    def _resolve(self, epoch: int) -> tuple[int, int]:
-        """Return the seed and the epoch that a draw depends on."""
-        return (0, 0) if self._seed is None else (self._seed, epoch)
+    def _load_epoch(self, epoch: int) -> None:
+        """Draw the ring and the bits of an epoch, unless they are those that were used last."""
+        if self._seed is None:
+            epoch = 0
+        if epoch == self._open_epoch:
+            return
+        seed = self._seed or 0
+        ring = np.arange(len(self._table))
+        shuffle_in_place(ring, seed, epoch, _RING_KEY)
+        self._ring = ring.tolist()
+        self._bits = splitmix64(seed, epoch, np.arange(self._table.num_records)).tolist()
+        self._open_epoch = epoch
 
 
 class DistractorLengths:

@@ -68,9 +68,7 @@ def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
     derivations = [find_derivation(derivation) for derivation in derivation_names()]
     width = max(len(derivation.usage) for derivation in derivations)
     lines += ["", "Derived from one of these, or from a file or folder of yours:"]
-    lines += [
-        f"{derivation.usage:{width}}  {derivation.description}" for derivation in derivations
-    ]
+    lines += [f"{derivation.usage:{width}}  {derivation.description}" for derivation in derivations]
     return "\n".join([*lines, "", "make data DATA=NAME downloads and prepares one of these."])
 
 

@@ -1,9 +1,9 @@
 """What a derivation has to define so that a shard set can be made of another one.
 
-`Selection` keeps some of the records as they are stored, `Transformation` makes new records of each.
-The splits stay: what is held out of the source is held out of the derived set, so that a model which
-was trained on the one is not scored on text that it knows from the other. `data.corpora.derived`
-writes the sets.
+`Selection` keeps some records as they are stored, `Transformation` makes new ones of each. The
+splits stay: what is held out of the source is held out of the derived set, so that a model that was
+trained on the one is not scored on text that it knows from the other. `data.corpora.derived` writes
+the sets.
 """
 
 import abc

@@ -1,4 +1,4 @@
-"""Questions about one passage among others: `distractors(redgpt,8)` puts eight beside the right one.
+"""Questions about one passage among others: `distractors(redgpt,8)` puts eight beside the own one.
 
 The records are those of the source that are about a passage. What stands beside it is drawn anew in
 every epoch (`data.batching.distractors`). The other passages fill the row at most, or as many

@@ -13,7 +13,14 @@ def test_name_has_a_derivation_a_source_and_arguments() -> None:
     assert name == DerivedName("long", "wikipedia", ("4096",)) == parse_derived_name(str(name))
     assert str(name) == "long(wikipedia,4096)"
     assert name.label("wikipedia-b38becd1") == "long-4096-wikipedia-b38becd1"
-    for plain in ("wikipedia", "csl:0.5", "long", "long(a,5)+long(b,5)", "/tmp/long(a,5)", "long(a"):
+    for plain in (
+        "wikipedia",
+        "csl:0.5",
+        "long",
+        "long(a,5)+long(b,5)",
+        "/tmp/long(a,5)",
+        "long(a",
+    ):
         assert parse_derived_name(plain) is None
 
 
@@ -36,7 +43,7 @@ def test_paths_are_sources_with_their_commas_and_signs(
         ("long()", "names no data"),
         ("long(,5)", "names no data"),
         ("long(a+b,5)", r"takes one set: long\(a,5\)\+long\(b,5\)$"),
-        ("distractors(long(a,5),2)", "is derived already"),
+        ("distractors(long(a,5),2)", "its source is derived, too: prepare that"),
     ],
 )
 def test_mistake_in_a_name_is_named(name: str, message: str) -> None:

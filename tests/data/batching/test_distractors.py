@@ -2,16 +2,22 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from data.batching.distractors import PASSAGE_SEPARATOR, DistractorDraw, PassageTable
+from data.batching.distractors import (
+    PASSAGE_SEPARATOR,
+    DistractorDraw,
+    DistractorExamples,
+    PassageTable,
+)
 from data.batching.examples import Examples
 from data.derivations.distractors import DERIVATION
 from data.kinds import conversations
-from data.records import Conversation, Turn
+from data.records import Conversation, EncodedRecord, Turn
 from data.stored_records import RecordList
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -37,9 +43,7 @@ def records(tokenizer: Tokenizer) -> RecordList[Conversation]:
 
 
 @pytest.fixture(scope="module")
-def build(
-    records: RecordList[Conversation], tokenizer: Tokenizer
-) -> Callable[..., Examples]:
+def build(records: RecordList[Conversation], tokenizer: Tokenizer) -> Callable[..., Examples]:
     """Return a function that makes the examples of `records` with some distractors."""
 
     def build_examples(
@@ -113,7 +117,7 @@ def test_place_of_the_right_passage_is_uniform(
     """Prevents a model from learning to read the first or the last passage alone."""
     draw = DistractorDraw(PassageTable(records, tokenizer), 4, None, seed=1)
     counts = Counter(
-        draw.place(record, epoch, 4) for record in range(len(records)) for epoch in range(50)
+        draw.place(record, epoch, 4) for epoch in range(50) for record in range(len(records))
     )
     assert sorted(counts) == list(range(5))
     expected = len(records) * 50 / 5
@@ -176,6 +180,30 @@ def test_question_asked_of_all_passages_leaves_the_right_one_alone(tokenizer: To
     examples = DERIVATION.examples(stored, 512, tokenizer, Template(), 0, arguments)
     read = partial(read_passages, examples, tokenizer)
     assert [read(index, 0) for index in range(40)] == [[passage] for passage in PASSAGES]
+
+
+def test_whole_that_needs_more_tokens_than_its_parts_gets_fewer_passages(
+    records: RecordList[Conversation], tokenizer: Tokenizer
+) -> None:
+    """Prevents an example longer than planned, with a tokenizer whose tokens span two passages."""
+
+    def encode(record: Conversation) -> EncodedRecord:
+        """Encode a conversation with one token more where two passages meet."""
+        template = Template()
+        lines = record.reference.split(PASSAGE_SEPARATOR)
+        record = replace(record, reference="\n\n".join(lines))
+        ((ids, spans),) = conversations.KIND.encode(tokenizer, template, [record])
+        return ids, spans
+
+    draw = DistractorDraw(table := PassageTable(records, tokenizer), 6, None, 0)
+    examples = DistractorExamples(records, 2048, table, draw, encode)
+    lengths = examples.lengths(0)
+    for index in range(len(records)):
+        ids, loss_mask = examples.example(index, 0)
+        text = tokenizer.decode(ids.tolist())
+        assert len(ids) <= lengths[index] + 1 and loss_mask[-1]
+        assert records.record(index).reference in text
+        assert text.count("口井。") - len(records.record(index).turns) == 6
 
 
 def test_arguments_are_checked() -> None:

@@ -53,7 +53,7 @@ def read_documents(folder: Path, split: str) -> list[list[int]]:
 def test_long_documents_are_those_of_the_source_in_their_splits(
     corpus: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a document that is cut, glued, or held out of one set and trained on in the other."""
+    """Prevents a document that is cut, or held out of one set and trained on in the other."""
     source = resolve_shard_set(corpus, SMALL_TOKENIZER)
     capsys.readouterr()
     folder = resolve_shard_set(f"long({corpus},300)", SMALL_TOKENIZER)
@@ -97,7 +97,10 @@ def test_derived_set_is_written_again_only_if_its_source_or_itself_changed(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("long(corpus.jsonl,99999)", r"shorter than 99,999 tokens; the longest has 1,[0-9]+ tokens$"),
+        (
+            "long(corpus.jsonl,99999)",
+            r"shorter than 99,999 tokens; the longest has 1,[0-9]+ tokens$",
+        ),
         ("long(corpus.jsonl)", r"one number of tokens has to follow the name: long\(NAME,TOKENS\)"),
         ("long(corpus.jsonl,4k)", "the number of tokens has to be a whole number above 0, not 4k"),
         ("long(nowhere,5)", "DATA=nowhere: unknown data set"),

@@ -81,7 +81,7 @@ def test_every_schema_gives_all_questions_and_answers(tmp_path: Path, schema: st
         )
     ]
     assert list(SOURCES["squad"].iter_records(path)) == [
-        Conversation((Turn(question, answers[0]),), CONTEXT.strip())
+        Conversation((Turn(question, answers[0]),), CONTEXT.strip(), title=title)
         for _, question, answers in QUESTIONS
     ]
 

@@ -1,18 +1,14 @@
-"""Articles and their titles out of text: `titles(wikipedia)`, to learn to summarize from.
-
-No pair shares a long passage with a held-out file of a known corpus, or with the files that follow
-the name: `titles(wikipedia,csl/test.tsv)`.
-"""
+"""Articles and sections of text with their titles, to learn to summarize: `titles(wikipedia)`."""
 
 from collections.abc import Iterable
 
 from data.derivations.base import Arguments
-from data.derivations.text_summaries import TextSummaries
+from data.from_text.derived_summaries import DerivedSummaries
 from data.from_text.title_pairs import make_title_pairs
 from data.records import Document, Record, SkippedRecord
 
 
-class Titles(TextSummaries):
+class Titles(DerivedSummaries):
     """The headings of documents that are good titles of what is below them."""
 
     name = "titles"

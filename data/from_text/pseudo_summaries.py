@@ -27,7 +27,7 @@ MIN_SENTENCE_CHARACTERS = 10
 MAX_SENTENCE_CHARACTERS = 100
 MIN_SENTENCES = 4
 
-_SENTENCE = re.compile('[^。！？!?…\n]+(?:[。！？!?…]+[”’」』）》)"]*|\n|$)')
+_SENTENCE = re.compile('[^。！？!?…\n]+(?:[。！？!?…]+[”’」』）》)"]*\n?|\n|$)')
 _SPACE = re.compile(r"\s")
 
 

@@ -46,7 +46,8 @@ def test_other_texts_are_not(tmp_path: Path, text: str) -> None:
 
 def test_ngrams_are_those_of_a_set_of_strings(tmp_path: Path) -> None:
     """Prevents n-grams that are lost where files are merged, and hashes that collide."""
-    texts = [document(seed, 300) for seed in range(40)]
+    # A number would count as one unit.
+    texts = [document(seed, 300).split("第")[0] for seed in range(40)]
     ngrams = held_out(tmp_path, texts)
     letters = ["".join(filter(str.isalnum, text)) for text in texts]
     strings = {

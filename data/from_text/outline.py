@@ -29,6 +29,9 @@ _LIST_MARK = re.compile(r"[ \t]*(?:>[ \t]?)*[ \t]*(?:[-*+•·][ \t]+|\d{1,3}[.�
 _PICTURE = re.compile(r"!\[[^\[\]]*\](?:\([^()\s]*(?:\([^()]*\)[^()\s]*)?[^()]*\)|\[[^\[\]]*\])?")
 # Of references by name, `[text][name]`, only numbered ones: `[i][j]` is code.
 _LINK = re.compile(r"\[([^\[\]]+)\](?:\([^()]*(?:\([^()]*\)[^()]*)?\)|\[\d*\])")
+_FOOTNOTE = re.compile(r"\[\^[^\[\]]{1,20}\]|\[\s*\](?:\[\d*\]|\([^()]*\))")
+# Above a word stands how it is read, or what it is in English.
+_RUBY = re.compile(r"<rt>[^<]*</rt>|</?ruby>")
 _LINK_TARGET = re.compile(r"[ ]{0,3}\[[^\[\]]+\]:[ ]*\S+.*")
 # Underlines are emphasis only around Chinese: `__init__` is code.
 _EMPHASIS = re.compile(
@@ -98,7 +101,9 @@ def plain_line(line: str) -> str:
     """Return a line without the marks of Markdown: list, quotation, emphasis, code, links."""
     line = line[_match_end(_LIST_MARK, line) :]
     if "[" in line:
-        line = _LINK.sub(r"\1", _PICTURE.sub("", line))
+        line = _FOOTNOTE.sub("", _LINK.sub(r"\1", _PICTURE.sub("", line)))
+    if "<r" in line:
+        line = _RUBY.sub("", line)
     if "*" in line or "_" in line:
         line = _EMPHASIS.sub(lambda match: match[1] or match[2] or "", line)
     if "~~" in line:

@@ -28,6 +28,7 @@ MAX_SENTENCE_CHARACTERS = 100
 MIN_SENTENCES = 4
 
 _SENTENCE = re.compile('[^。！？!?…\n]+(?:[。！？!?…]+[”’」』）》)"]*\n?|\n|$)')
+_WHOLE_SENTENCE = re.compile('[。！？!?…][”’」』）》)"]*\\s*\\Z')
 _SPACE = re.compile(r"\s")
 
 
@@ -87,6 +88,8 @@ def choose_sentences(sentences: list[str], max_characters: int) -> list[int]:
     is_present = counts > 0
     lengths = np.array([len(sentence.strip()) for sentence in sentences])
     is_candidate = (lengths >= MIN_SENTENCE_CHARACTERS) & (lengths <= MAX_SENTENCE_CHARACTERS)
+    # Not what introduces the next line, and not an item of a list.
+    is_candidate &= [_WHOLE_SENTENCE.search(sentence) is not None for sentence in sentences]
     in_summary = np.zeros(counts.shape[1], bool)
     in_rest = counts.sum(0)
     chosen: list[int] = []

@@ -69,7 +69,8 @@ def test_prose_is_without_markup_and_lines_about_the_article() -> None:
             "```",
             "make install",
             "```",
-            "1. 再装[软件][2]。",
+            "1. 再装[软件][2][^3]，<ruby>内核<rt>Kernel</rt></ruby>不必换。",
+            "[![截图][3]][4]",
             "| 名称 | 版本 |",
             "[2]: https://example.org/d",
             "作者：[某人][a]",
@@ -77,7 +78,7 @@ def test_prose_is_without_markup_and_lines_about_the_article() -> None:
             "本文由 LCTT 原创编译，Linux中国 荣誉推出",
         ]
     )
-    assert read_outline(text)[0].lines == ["先看说明和make，见  。", "再装软件。"]
+    assert read_outline(text)[0].lines == ["先看说明和make，见  。", "再装软件，内核不必换。"]
 
 
 @pytest.mark.parametrize(

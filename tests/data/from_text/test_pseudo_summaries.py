@@ -95,6 +95,7 @@ def test_long_texts_give_a_summary_for_each_stretch() -> None:
         ("天地玄黄宇宙洪荒。" * 4, "text_too_short"),
         ("The quick brown fox jumps over the lazy dog！" * 10, "text_little_chinese"),
         ("天地玄黄。" * 60, "no_sentence_to_take"),
+        ("天地玄黄宇宙洪荒日月盈昃辰宿列张：\n" * 10, "no_sentence_to_take"),
         (("天地玄黄宇宙洪荒" * 20 + "。") * 4, "text_too_short"),
     ],
 )

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from data.batching.summary_prompts import EncodedRequests
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
+from data.kinds import documents
 from data.prepare.contamination import NGRAM_SIZE
 from data.records import Summary
 from data.shards import SPLITS, ShardSet
 from data.sources import find_source
+from model.chat_template.template import Template
 
 CHARACTERS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜"
 NUM_ARTICLES = 40
@@ -120,3 +123,25 @@ def test_test_file_that_does_not_exist_is_refused() -> None:
     write_corpus(Path("corpus.jsonl"), [])
     with pytest.raises(UserError, match=r"test\.tsv is no file: titles\(NAME\[,TEST_FILE…\]\)$"):
         resolve_shard_set("titles(corpus.jsonl,test.tsv)", SMALL_TOKENIZER)
+
+
+@pytest.mark.slow
+def test_text_to_pretrain_on_is_what_fine_tuning_sees() -> None:
+    """Prevents a pretraining in other ids than those that fine-tuning goes on with."""
+    write_corpus(Path("corpus.jsonl"), [])
+    summaries = ShardSet.open(resolve_shard_set("titles(corpus.jsonl)", SMALL_TOKENIZER))
+    text = ShardSet.open(resolve_shard_set("titles_as_text(corpus.jsonl)", SMALL_TOKENIZER))
+    assert text.kind is documents.KIND
+    tokenizer, records = summaries.load_tokenizer(), summaries.load_records("train")
+    requests = EncodedRequests(tokenizer, Template())
+    sequences = text.load_text("train")
+    assert len(sequences) == len(records)
+    used = set()
+    for index in range(len(records)):
+        ids, [(start, _)] = summaries.kind.encode_one(tokenizer, Template(), records, index)
+        rows = [
+            [*requests.prompt(request, ids[:start]), *ids[start:], tokenizer.eos_id]
+            for request in range(len(requests.lengths))
+        ]
+        used.add(rows.index(sequences.tokens(index).tolist()))
+    assert len(used) > 20

@@ -4,11 +4,13 @@ import multiprocessing
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import UserError
 from common.machine import num_cores
 from common.progress import progress_bar
 from data.derivations.base import (
@@ -239,15 +241,20 @@ def _transform(task: _Task, chunks: list[_Chunk]) -> Iterator[list[Result]]:
     num_workers = num_cores()
     # spawn: forked processes inherit locks of threads that they do not have.
     context = multiprocessing.get_context("spawn")
+    pending: deque[Future[list[Result]]] = deque()
     with ProcessPoolExecutor(num_workers, context, _init_worker, task) as pool:
-        pending: deque[Future[list[Result]]] = deque()
-        for chunk in chunks:
-            pending.append(pool.submit(_transform_chunk, chunk))
-            # So many results are in memory at most.
-            if len(pending) > 2 * num_workers:
-                yield pending.popleft().result()
-        for future in pending:
-            yield future.result()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_transform_chunk, chunk))
+                # So many results are in memory at most.
+                if len(pending) > 2 * num_workers:
+                    yield pending.popleft().result()
+            for future in pending:
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died (killed, or out of memory): run the command again"
+            ) from None
 
 
 _transformer: _Transformer | None = None

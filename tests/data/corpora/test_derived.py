@@ -50,6 +50,7 @@ def read_documents(folder: Path, split: str) -> list[list[int]]:
     return [sequences.tokens(index).tolist() for index in range(len(sequences))]
 
 
+@pytest.mark.slow
 def test_long_documents_are_those_of_the_source_in_their_splits(
     corpus: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_long_documents_are_those_of_the_source_in_their_splits(
     assert f"{read_json(source / MANIFEST)['report']['tokens']:,}" in line
 
 
+@pytest.mark.slow
 def test_derived_set_is_written_again_only_if_its_source_or_itself_changed(
     corpus: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_derived_set_is_written_again_only_if_its_source_or_itself_changed(
         ("distractors(corpus.jsonl,5,6,7)", "a number of other passages has to follow the name"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("corpus")
 def test_mistake_is_one_line(name: str, message: str) -> None:
     """Prevents a run on an empty set, and a traceback for a wrong name."""
@@ -118,8 +121,49 @@ def test_mistake_is_one_line(name: str, message: str) -> None:
     assert not Path("prepared/long-99999-corpus").exists()
 
 
+@pytest.mark.slow
+def test_sets_of_the_same_records_are_told_apart(tmp_path: Path) -> None:
+    """Prevents a run from being resumed on other examples of the records that it began with."""
+    articles = [
+        {
+            "title": f"第{number}个湖",
+            "paragraphs": [
+                {
+                    "context": f"第{number}个湖有{number + 3}座岛。",
+                    "qas": [
+                        {
+                            "question": f"湖{number}有几座岛？",
+                            "answers": [{"text": f"{number + 3}座"}],
+                        }
+                    ],
+                }
+            ],
+        }
+        for number in range(40)
+    ]
+    Path("lakes.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
+    names = ["lakes.json", "distractors(lakes.json,2)", "distractors(lakes.json,3)"]
+    sets = [ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER)) for name in names]
+    assert len({shards.fingerprint for shards in sets}) == 3
+    tokenizer, template = sets[0].load_tokenizer(), load_template(sets[0].folder)
+    lengths = []
+    for shards in sets:
+        split = shards.load_records("train")
+        assert split.record(0).title
+        examples = shards.examples(split, 512, tokenizer, template, seed=0)
+        survey = shards.example_lengths(split, tokenizer, template, seed=0)
+        (spans, first_spans), *_ = split.iter_shard_spans()
+        lengths.append(examples.lengths(0))
+        assert (survey.fit(spans, first_spans, 0, 512).num_ids - 1 == lengths[-1]).all()
+    assert (lengths[0] < lengths[1]).all() and (lengths[1] < lengths[2]).all()
+
+
+# What FirstLines makes of every document.
+COMMON = Summary("湖水很静，" * 20, "湖")
+
+
 class FirstLines(Transformation[Document]):
-    """The first line of each document as the title of the rest, twice."""
+    """One summary that is always the same, and twice the first line as the title of the rest."""
 
     name = "long"  # that of a module, which a test puts it in the place of
     usage = "long(NAME)"
@@ -133,6 +177,7 @@ class FirstLines(Transformation[Document]):
     def derive(
         self, record: Document, arguments: Arguments, *, has_title_line: bool
     ) -> Iterable[Record | SkippedRecord]:
+        yield COMMON
         title, _, article = record.text.partition("\n")
         if len(article) < 100:
             yield SkippedRecord("too short")
@@ -141,7 +186,8 @@ class FirstLines(Transformation[Document]):
             yield Summary(article, title)
 
 
-@pytest.mark.parametrize("is_parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_parallel", [False, True])
+@pytest.mark.slow
 def test_transformed_records_are_counted_and_without_repetitions(
     corpus: str, is_parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,20 +204,25 @@ def test_transformed_records_are_counted_and_without_repetitions(
     assert shards.kind is summaries.KIND
     tokenizer = source.load_tokenizer()
     num_kept = num_short = 0
-    for split in ("train", "validation"):
+    for split in ("validation", "train"):
         texts = [tokenizer.decode(ids) for ids in read_documents(source.folder, split)]
         pairs = [text.split("\n", 1) for text in texts]
         expected = [Summary(article, title) for title, article in pairs if len(article) >= 100]
+        num_short += len(pairs) - len(expected)
+        if split == "validation":
+            expected.insert(0, COMMON)
         records = shards.load_records(split)
         assert [records.record(index) for index in range(len(records))] == expected
         # The stored spans are those that training plans its rows from.
         for index in range(len(records)):
             shards.kind.encode_one(tokenizer, load_template(folder), records, index)
         num_kept += len(expected)
-        num_short += len(pairs) - len(expected)
     report = shards.manifest["report"]
-    assert report["dropped"] == {"exact_duplicate": num_kept, "too short": num_short}
-    assert report["kept"] == num_kept and report["records"] == 2 * num_kept + num_short
+    # COMMON is there once, of 60 documents.
+    num_repeated = num_kept - 1 + 59
+    assert report["dropped"] == {"exact_duplicate": num_repeated, "too short": num_short}
+    assert report["kept"] == num_kept
+    assert report["records"] == num_kept + num_repeated + num_short
 
 
 def open_threads(

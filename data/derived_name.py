@@ -1,5 +1,6 @@
 """The names of derived sets: a derivation, its source and its arguments: `long(wikipedia,4096)`."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from data.derivations import derivation_names
 
 _NAME = re.compile(r"([a-z][a-z0-9_]*)\((.*)\)", re.DOTALL)
+_MAX_LABEL_CHARACTERS = 20
 _BEGINNING = re.compile(r"[a-z][a-z0-9_]*\(")
 
 
@@ -23,7 +25,7 @@ class DerivedName:
 
     def label(self, source_label: str) -> str:
         """Return a name for files and folders, with `source_label` for the source."""
-        arguments = (re.sub(r"[^\w.]+", "-", argument) for argument in self.arguments)
+        arguments = map(_label_argument, self.arguments)
         return "-".join((self.derivation, *arguments, source_label))
 
 
@@ -53,6 +55,13 @@ def parse_derived_name(name: str) -> DerivedName | None:
     if not is_path and _BEGINNING.match(source):
         raise ValueError(f"{name}: its source is derived, too: prepare that, and name its folder")
     return DerivedName(derivation, source, arguments)
+
+
+def _label_argument(argument: str) -> str:
+    """Return an argument as a part of a file name, which is shorter than a path may be."""
+    if len(argument) > _MAX_LABEL_CHARACTERS:
+        return hashlib.sha256(argument.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return re.sub(r"[^\w.]+", "-", argument)
 
 
 def _split_source(inner: str) -> tuple[str, tuple[str, ...]]:

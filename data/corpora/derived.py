@@ -5,18 +5,30 @@ tokenizer's fingerprint>`, and is one like any other. Its manifest has the deriv
 fingerprint of its source; it is reused while both are the same, and replaced otherwise.
 """
 
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, check_manifest, read_json, remove_temporary_files
+from common.files import (
+    MANIFEST,
+    atomic_folder,
+    check_manifest,
+    read_json,
+    remove_temporary_files,
+    sha256_file,
+)
 from common.locks import exclusive_lock
 from data.corpora.derived_rows import write_splits
 from data.derivations.base import Derivation, find_derivation
 from data.derived_name import DerivedName
+from data.prepare.contamination import write_ngrams
+from data.prepare.provenance import printable_name
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from data.sources import find_source
+from data.usable_records import UsableRecords
 from model.chat_template.template import load_template
 
 
@@ -44,6 +56,10 @@ def derive_if_outdated(name: DerivedName, resolve_source: Callable[[str], Path])
         "arguments": arguments,
         "version": derivation.version,
         "source": source.fingerprint,
+        "held_out": [
+            {"name": printable_name(path), "sha256": sha256_file(path)}
+            for _, path in derivation.held_out_files(arguments)
+        ],
     }
     with exclusive_lock(PREPARED_FOLDER / f".{out.name}.lock"):
         if not _is_current(out, derived):
@@ -90,7 +106,10 @@ def _write(
             shutil.copy(source.folder / PROVENANCE_FILE, folder)
         if not kind.is_text:
             load_template(source.folder).save(folder)
-        report = write_splits(folder, source, derivation, derived["arguments"])
+        held_out = _write_held_out(folder, derivation.held_out_files(derived["arguments"]))
+        report = write_splits(folder, source, derivation, derived["arguments"], held_out)
+        if held_out is not None:
+            held_out.unlink()
         if not report["splits"]["train"]["sequences"]:
             reasons = [f"{count:,} {reason}" for reason, count in report["dropped"].items()]
             hint = derivation.describe_source(source.load_split("train"), derived["arguments"])
@@ -107,3 +126,23 @@ def _write(
         f"{report['splits']['validation']['sequences']:,}",
         flush=True,
     )
+
+
+def _write_held_out(folder: Path, files: list[tuple[str, Path]]) -> Path | None:
+    """Write the n-grams of held-out files, each with its source, and return the path if any are.
+
+    Raises UserError if a file cannot be read.
+    """
+    if not files:
+        return None
+    path = folder / "held-out.npy"
+    write_ngrams(itertools.chain.from_iterable(itertools.starmap(_iter_texts, files)), path)
+    return path
+
+
+def _iter_texts(source: str, path: Path) -> Iterator[str]:
+    """Yield the texts of a held-out file. Raises UserError if too many cannot be read."""
+    records = UsableRecords(find_source(source).iter_records(path))
+    for record in records:
+        yield record.plain_text()
+    records.check_bad_share(f"correct the file, or whatever is in it may be trained on: {path}")

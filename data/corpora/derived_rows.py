@@ -20,6 +20,7 @@ from data.derivations.base import (
     Transformation,
     find_derivation,
 )
+from data.prepare.contamination import HeldOutNgrams
 from data.prepare.dedup import text_digest
 from data.prepare.provenance import read_sources
 from data.prepare.write_shards import REPORT_ROW_LENGTHS
@@ -52,12 +53,16 @@ Result = StoredRow | str
 
 
 def write_splits(
-    folder: Path, source: ShardSet, derivation: Derivation[Any], arguments: Arguments
+    folder: Path,
+    source: ShardSet,
+    derivation: Derivation[Any],
+    arguments: Arguments,
+    held_out: Path | None,
 ) -> dict[str, Any]:
     """Write the splits of a derived set into `folder`, and return its report.
 
     The report is that of a preparation (`data.prepare.write_shards`); new records that repeat an
-    earlier one are dropped.
+    earlier one are dropped, and so are those that share an n-gram with the file `held_out`.
     """
     tokenizer = source.load_tokenizer()
     kind = derivation.kind
@@ -72,7 +77,7 @@ def write_splits(
             else RecordWriter(folder, split)
         )
         num_characters = 0
-        for result in _derive(source, split, derivation, arguments, tokenizer):
+        for result in _derive(source, split, derivation, arguments, held_out, tokenizer):
             if isinstance(result, StoredRow) and result.digest in digests:
                 result = "exact_duplicate"
             if isinstance(result, str):
@@ -113,6 +118,7 @@ def _derive(
     split: str,
     derivation: Derivation[Any],
     arguments: Arguments,
+    held_out: Path | None,
     tokenizer: Tokenizer,
 ) -> Iterator[Result]:
     """Yield what becomes of the records of a split, in their order."""
@@ -130,7 +136,7 @@ def _derive(
         (split, start, min(start + _CHUNK_RECORDS, num_records))
         for start in range(0, num_records, _CHUNK_RECORDS)
     ]
-    task = (source.folder, derivation.name, arguments)
+    task = (source.folder, derivation.name, arguments, held_out)
     with progress_bar(f"{derivation.name}, {split}", num_records, "records", delay=5) as bar:
         for (_, start, stop), results in zip(chunks, _transform(task, chunks), strict=True):
             yield from results
@@ -149,15 +155,18 @@ def _stored_row(
     return StoredRow((stored.line(index), spans), int(spans[-1, 1]), num_characters)
 
 
-_Task = tuple[Path, str, Arguments]
+_Task = tuple[Path, str, Arguments, Path | None]
 _Chunk = tuple[str, int, int]
 
 
 class _Transformer:
     """Makes new records of those of a shard set."""
 
-    def __init__(self, folder: Path, name: str, arguments: Arguments) -> None:
+    def __init__(
+        self, folder: Path, name: str, arguments: Arguments, held_out: Path | None
+    ) -> None:
         """Open the set in a folder for the transformation called `name`."""
+        self._held_out = HeldOutNgrams(held_out) if held_out is not None else None
         derivation = find_derivation(name)
         assert isinstance(derivation, Transformation)
         self._derivation = derivation
@@ -179,9 +188,10 @@ class _Transformer:
         results: list[Record | SkippedRecord] = []
         for index in range(start, stop):
             record = _load_record(self._splits[split], index, self._tokenizer)
-            results += self._derivation.derive(
+            derived = self._derivation.derive(
                 record, self._arguments, has_title_line=self._has_title_line
             )
+            results += map(self._check_held_out, derived)
         records = [result for result in results if isinstance(result, Record)]
         kind = self._derivation.kind
         encoded = iter(kind.encode(self._tokenizer, self._template, records) if records else ())
@@ -191,6 +201,14 @@ class _Transformer:
             else self._encoded_row(result, *next(encoded))
             for result in results
         ]
+
+    def _check_held_out(self, result: Record | SkippedRecord) -> Record | SkippedRecord:
+        """Return a new record, or why it is left out if it shares a passage with a test set."""
+        if self._held_out is None or isinstance(result, SkippedRecord):
+            return result
+        if self._held_out.has_any(result.plain_text()):
+            return SkippedRecord("shares a passage with a test set")
+        return result
 
     def _encoded_row(
         self, record: Record, ids: list[int], spans: list[tuple[int, int]]
@@ -242,10 +260,10 @@ def _transform(task: _Task, chunks: list[_Chunk]) -> Iterator[list[Result]]:
 _transformer: _Transformer | None = None
 
 
-def _init_worker(folder: Path, name: str, arguments: Arguments) -> None:
+def _init_worker(folder: Path, name: str, arguments: Arguments, held_out: Path | None) -> None:
     """Open the set in a process of the pool."""
     global _transformer
-    _transformer = _Transformer(folder, name, arguments)
+    _transformer = _Transformer(folder, name, arguments, held_out)
 
 
 def _transform_chunk(chunk: _Chunk) -> list[Result]:

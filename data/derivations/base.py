@@ -9,6 +9,7 @@ the sets.
 import abc
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -39,6 +40,13 @@ class Derivation(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def parse_arguments(self, arguments: tuple[str, ...]) -> Arguments:
         """Return the arguments by name. Raises ValueError if one is missing or wrong."""
+
+    def held_out_files(self, arguments: Arguments) -> list[tuple[str, Path]]:
+        """Return source and path of the files with which no derived record may share a passage.
+
+        By default there are none. For transformations only.
+        """
+        return []
 
     def describe_source(self, split: Any, arguments: Arguments) -> str:
         """Return what to say of a training split of which nothing is left; by default nothing."""

@@ -230,6 +230,11 @@ def character_classes() -> np.ndarray:
     return table
 
 
+def chinese_share(text: str) -> float:
+    """Return the share of Chinese characters among the visible characters of a text."""
+    return _class_shares(text)[0]
+
+
 def _class_shares(text: str) -> tuple[float, float, float, float]:
     """Return the shares of Chinese, other letters, digits and symbols among visible characters."""
     # Class 0, space and controls, is not visible.

@@ -74,22 +74,26 @@ def hash_shingles(text: str) -> np.ndarray:
     classes = character_classes()[points]
     # Classes 1 to 3: Chinese characters, other letters, digits.
     is_letter_or_digit = (classes > 0) & (classes < 4)
-    points = points[is_letter_or_digit].astype(np.uint64)
-    if len(points) < SHINGLE_SIZE:
-        return np.zeros(0, dtype=np.uint32)
-    num_shingles = len(points) - SHINGLE_SIZE + 1
-    # All shingles at once: hash = (hash + code point) * multiplier, modulo 2^64, for each of the
-    # five characters.
-    hashes = np.zeros(num_shingles, dtype=np.uint64)
-    for position in range(SHINGLE_SIZE):
-        hashes += points[position : position + num_shingles]
+    points = points[is_letter_or_digit]
+    hashes = hash_windows(points, SHINGLE_SIZE)
+    hashes32 = (hashes >> np.uint64(32)).astype(np.uint32)
+    return hashes32 if len(hashes32) <= MAX_SHINGLES else _smallest_distinct(hashes32)
+
+
+def hash_windows(points: np.ndarray, size: int) -> np.ndarray:
+    """Return a hash of every `size` consecutive code points, uint64[n]; n is 0 for fewer."""
+    points = points.astype(np.uint64)
+    hashes = np.zeros(max(len(points) - size + 1, 0), dtype=np.uint64)
+    # All windows at once: hash = (hash + code point) * multiplier, modulo 2^64, for each of their
+    # characters.
+    for position in range(size):
+        hashes += points[position : position + len(hashes)]
         hashes *= _HASH_MULTIPLIER
     # The low bits of a product depend on the low bits of its factors only. So mix the high
     # bits into the low ones, and multiply once more (as at the end of MurmurHash3).
     hashes ^= hashes >> np.uint64(29)
     hashes *= _HASH_MULTIPLIER
-    hashes32 = (hashes >> np.uint64(32)).astype(np.uint32)
-    return hashes32 if num_shingles <= MAX_SHINGLES else _smallest_distinct(hashes32)
+    return hashes
 
 
 def _smallest_distinct(hashes: np.ndarray) -> np.ndarray:

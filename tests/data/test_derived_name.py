@@ -13,6 +13,9 @@ def test_name_has_a_derivation_a_source_and_arguments() -> None:
     assert name == DerivedName("long", "wikipedia", ("4096",)) == parse_derived_name(str(name))
     assert str(name) == "long(wikipedia,4096)"
     assert name.label("wikipedia-b38becd1") == "long-4096-wikipedia-b38becd1"
+    # Paths may be longer than the name of a file: each is six digits then.
+    name = DerivedName("titles", "zhihu", tuple(f"/data/{'测试' * 60}/{n}.tsv" for n in range(5)))
+    assert len(name.label("zhihu-b38becd1").encode()) < 80
     for plain in (
         "wikipedia",
         "csl:0.5",

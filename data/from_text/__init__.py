@@ -1,0 +1,1 @@
+"""Summaries made from plain text: titles of articles and sections, pseudo-summaries."""

@@ -1,0 +1,147 @@
+"""Sets of titles and of pseudo-summaries hold nothing of what models are tested on."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from data.batching.summary_prompts import EncodedRequests
+from data.corpora.resolver import resolve_shard_set
+from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
+from data.kinds import documents
+from data.prepare.contamination import NGRAM_SIZE
+from data.records import Summary
+from data.shards import SPLITS, ShardSet
+from data.sources import find_source
+from model.chat_template.template import Template
+
+CHARACTERS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜"
+NUM_ARTICLES = 40
+
+
+def article(seed: int) -> str:
+    """Return an article of random sentences, with a title of characters that it begins with."""
+    chance = random.Random(seed)
+    sentences = [
+        "".join(chance.choices(CHARACTERS, k=chance.randint(15, 30))) + "。" for _ in range(12)
+    ]
+    return f"# {sentences[0][:9]}\n\n{''.join(sentences)}"
+
+
+def sample_test_texts() -> list[str]:
+    """Return the articles of the sample's test summaries."""
+    [path] = SAMPLE_SFT_FILES["csl"].test
+    records = list(itertools.islice(find_source("csl").iter_records(path), 5))
+    return [record.article for record in records if isinstance(record, Summary)]
+
+
+def write_corpus(path: Path, leaked: list[str]) -> None:
+    """Write random articles, of which the first ones each have one of the texts in the middle."""
+    texts = [article(seed) for seed in range(NUM_ARTICLES)]
+    for number, text in enumerate(leaked):
+        beginning, end = texts[number].split("。", maxsplit=1)
+        texts[number] = f"{beginning}。{text}{end}"
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def strip(text: str) -> str:
+    return "".join(character for character in text if character.isalnum())
+
+
+def read_texts(folder: Path) -> list[str]:
+    """Return the records of all splits of a set of summaries, letters and digits alone."""
+    shards = ShardSet.open(folder, checksums=True)
+    return [
+        strip(records.record(index).plain_text())
+        for records in map(shards.load_records, SPLITS)
+        for index in range(len(records))
+    ]
+
+
+def shared_passages(texts: list[str], test_texts: list[str]) -> set[str]:
+    """Return the n-grams that some of the texts share with a test text, by sets of strings."""
+
+    def ngrams(texts: list[str]) -> set[str]:
+        return {
+            text[start : start + NGRAM_SIZE]
+            for text in texts
+            for start in range(len(text) - NGRAM_SIZE + 1)
+        }
+
+    return ngrams(texts) & ngrams([strip(text) for text in test_texts])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, as in a fresh checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("derivation", ["titles", "pseudo_summaries"])
+def test_no_record_shares_a_passage_with_a_test_set(
+    derivation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a model that is trained on what it is tested on: known test sets, and the user's."""
+    known = [text[20:60] for text in sample_test_texts()[:3]]
+    own = article(1000).split("\n\n")[1]
+    Path("test.tsv").write_text(f"标题\t摘要\n自己的测试题目\t{own}\n", encoding="utf-8")
+    write_corpus(Path("corpus.jsonl"), [*known, own[30:60]])
+    # The test of the test: without the check they would be there.
+    assert shared_passages([strip(Path("corpus.jsonl").read_text("utf-8"))], [*known, own])
+    folder = resolve_shard_set(f"{derivation}(corpus.jsonl,test.tsv)", SMALL_TOKENIZER)
+    report = ShardSet.open(folder).manifest["report"]
+    assert report["dropped"]["shares a passage with a test set"] == 4
+    texts = read_texts(folder)
+    assert len(texts) == NUM_ARTICLES - 4
+    assert shared_passages(texts, [*sample_test_texts(), own]) == set()
+
+
+@pytest.mark.slow
+def test_set_is_derived_again_for_another_test_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents an old set, checked against the test set of before, in the place of a new one."""
+    own = article(1000).split("\n\n")[1]
+    write_corpus(Path("corpus.jsonl"), [own[30:60], own[70:100]])
+    name = "titles(corpus.jsonl,test.tsv)"
+    counts = []
+    for text in (own[:62], own[:62], own):
+        Path("test.tsv").write_text(f"标题\t摘要\n自己的测试题目\t{text}\n", encoding="utf-8")
+        capsys.readouterr()
+        report = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER)).manifest["report"]
+        is_written = "titles(corpus.jsonl,test.tsv):" in capsys.readouterr().out
+        counts.append((report["dropped"]["shares a passage with a test set"], is_written))
+    assert counts == [(1, True), (1, False), (2, True)]
+
+
+def test_test_file_that_does_not_exist_is_refused() -> None:
+    """Prevents a set that is not checked against the test set because its name has a typo."""
+    write_corpus(Path("corpus.jsonl"), [])
+    with pytest.raises(UserError, match=r"test\.tsv is no file: titles\(NAME\[,TEST_FILE…\]\)$"):
+        resolve_shard_set("titles(corpus.jsonl,test.tsv)", SMALL_TOKENIZER)
+
+
+@pytest.mark.slow
+def test_text_to_pretrain_on_is_what_fine_tuning_sees() -> None:
+    """Prevents a pretraining in other ids than those that fine-tuning goes on with."""
+    write_corpus(Path("corpus.jsonl"), [])
+    summaries = ShardSet.open(resolve_shard_set("titles(corpus.jsonl)", SMALL_TOKENIZER))
+    text = ShardSet.open(resolve_shard_set("titles_as_text(corpus.jsonl)", SMALL_TOKENIZER))
+    assert text.kind is documents.KIND
+    tokenizer, records = summaries.load_tokenizer(), summaries.load_records("train")
+    requests = EncodedRequests(tokenizer, Template())
+    sequences = text.load_text("train")
+    assert len(sequences) == len(records)
+    used = set()
+    for index in range(len(records)):
+        ids, [(start, _)] = summaries.kind.encode_one(tokenizer, Template(), records, index)
+        rows = [
+            [*requests.prompt(request, ids[:start]), *ids[start:], tokenizer.eos_id]
+            for request in range(len(requests.lengths))
+        ]
+        used.add(rows.index(sequences.tokens(index).tolist()))
+    assert len(used) > 20

@@ -94,10 +94,10 @@ def compute_figures(
 
 def _position_ranges(num_positions: int) -> list[tuple[int, int]]:
     """Return ranges of positions: 1 to 15, 16 to 31, and each twice as long as the one before."""
-    edges = [1, 16]
+    edges = [1, min(16, num_positions)]
     while edges[-1] < num_positions:
         edges.append(min(2 * edges[-1], num_positions))
-    return list(pairwise(edge for edge in edges if edge <= num_positions))
+    return list(pairwise(edges))
 
 
 def _intervals(values: np.ndarray) -> list[Interval]:

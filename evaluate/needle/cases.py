@@ -8,7 +8,8 @@ from common.errors import UserError
 from evaluate.needle.frames import Frame
 from evaluate.needle.long_text import DrawText, LongText, Question
 
-
+# Draws of a text before a length is taken to have too little room.
+_MAX_ATTEMPTS = 20
 # Tokens that a text is shortened by at least, so that it soon loses a line.
 _MIN_STEP = 8
 
@@ -29,6 +30,20 @@ def build_case(draw: DrawText, frame: Frame, *, length: int, num_depths: int, se
     answer and everything around text and question count as tokens. Equal arguments give equal
     cases. Raises UserError if `length` has too little room.
     """
+    for attempt in range(_MAX_ATTEMPTS):
+        case = _try_to_build(draw, frame, length, num_depths, f"{seed} {attempt}")
+        if case is not None:
+            return case
+    raise UserError(
+        f"--lengths {length}: has no room for something to ask about in each of {num_depths} "
+        "parts of the text: give longer --lengths, or fewer --depths"
+    )
+
+
+def _try_to_build(
+    draw: DrawText, frame: Frame, length: int, num_depths: int, seed: str
+) -> Case | None:
+    """Return the case of a seed; None if one of its parts has no value."""
     budget = length
     while budget > 0:
         # The same draws each time, until less text fits.
@@ -36,19 +51,16 @@ def build_case(draw: DrawText, frame: Frame, *, length: int, num_depths: int, se
         text = draw(rng, budget)
         questions = choose_questions(text, num_depths, rng)
         if questions is None:
-            break
+            return None
         prompts = frame.encode_prompts(text, questions)
-        lengths = [
+        excess = -length + max(
             len(prompt) + frame.count_answer_tokens(question)
             for prompt, question in zip(prompts, questions, strict=True)
-        ]
-        if max(lengths) <= length:
+        )
+        if excess <= 0:
             return Case(text, questions, prompts)
-        budget -= max(max(lengths) - length, _MIN_STEP)
-    raise UserError(
-        f"--lengths {length}: has no room for something to ask about in each of {num_depths} "
-        "parts of the text: give longer --lengths, or fewer --depths"
-    )
+        budget -= max(excess, _MIN_STEP)
+    return None
 
 
 def choose_questions(text: LongText, num_depths: int, rng: random.Random) -> list[Question] | None:

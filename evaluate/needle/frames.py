@@ -140,7 +140,7 @@ class ChatFrame(Frame):
         ]
 
     def build_row(self, text: LongText, questions: Sequence[Question]) -> dict[str, Any]:
-        """See `Frame`: a passage as the source `redgpt` reads it, or a conversation as messages."""
+        """See `Frame`: a passage as the source `redgpt` reads it, or a conversation as `openai`."""
         turns = self._example_turns(text, questions)
         if text.passage:
             dialogue = "\n\n".join(

@@ -37,9 +37,10 @@ def draw_topics(
 
     while True:
         topic = draw_new(draw, "give shorter --lengths")
-        opening = rng.choice(wording.openings).format(topic=topic)
+        # The first of the openings is the one that can begin a conversation.
+        opening = rng.choice(wording.openings) if drawn else wording.openings[0]
         exchanges = rng.sample(wording.exchanges, rng.randint(0, _MAX_EXCHANGES))
-        new_turns = [(opening, rng.choice(wording.welcomes)), *exchanges]
+        new_turns = [(opening.format(topic=topic), rng.choice(wording.welcomes)), *exchanges]
         used += count_tokens(wording.render_turns(new_turns))
         if used > num_tokens:
             break

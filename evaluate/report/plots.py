@@ -111,7 +111,7 @@ def plot_heat_map(
         width = 2.5 + 0.8 * len(column_labels)
         figure = Figure(figsize=(width, 1.2 + 0.4 * len(row_labels)), layout="constrained")
         axes = figure.add_subplot()
-        image = axes.imshow(rates, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        image = axes.imshow(rates, vmin=0, vmax=1, cmap="RdYlBu", aspect="auto")
         axes.set_xticks(range(len(column_labels)), column_labels, parse_math=False)
         axes.set_yticks(range(len(row_labels)), row_labels, parse_math=False)
         axes.set_xlabel(horizontal)

@@ -34,7 +34,7 @@ class LongTextOptions(DeviceOptions):
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"
     )
-    page: Path | None = Field(
+    page: OutputFile | None = Field(
         None, description="also write a page with curves: PAGE.md, PAGE.html and PAGE-….svg"
     )
 

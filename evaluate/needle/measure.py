@@ -12,7 +12,7 @@ from evaluate.needle.figures import compute_figures
 from evaluate.needle.format import format_figures
 from evaluate.needle.options import NeedleOptions
 from evaluate.needle.page import write_needle_page
-from evaluate.needle.setup import Setup, resolve_setup
+from evaluate.needle.setup import Setup, check_lengths, resolve_setup
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.result import EvalResult, report_result
 from model.decode.prefix_cache import PrefixCache
@@ -37,6 +37,7 @@ def run_needle(options: NeedleOptions) -> None:
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     setup = resolve_setup(options, loaded, "test")
+    check_lengths(setup)
     warn_of_untrained_length(loaded.model, max(setup.lengths))
     allow_positions(loaded.model, max(setup.lengths) + options.max_new_tokens)
     methods = ["likelihood", "generation"] if options.method == "both" else [options.method]

@@ -76,7 +76,7 @@ class NeedleOptions(DeviceOptions):
     predictions: OutputFile | None = Field(
         None, description="write every question with its answer to this file"
     )
-    page: Path | None = Field(
+    page: OutputFile | None = Field(
         None, description="also write a page with heat maps: PAGE.md, PAGE.html and PAGE-….svg"
     )
     export: OutputFile | None = Field(

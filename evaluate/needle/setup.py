@@ -69,6 +69,12 @@ def resolve_setup(options: NeedleOptions, loaded: LoadedCheckpoint, part: Part) 
     )
 
 
+def check_lengths(setup: Setup) -> None:
+    """Raise UserError if a length has too little room, before hours go into the other ones."""
+    for length in setup.lengths:
+        setup.build_case(length, 0, setup.num_depths)
+
+
 def _default_lengths(trained_context: int) -> tuple[int, ...]:
     """Return the powers of two from 256 up to a context, or the context if it is shorter."""
     lengths = [_SHORTEST_LENGTH]

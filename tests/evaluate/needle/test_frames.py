@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.kinds import documents
-from data.records import Document
+from data.records import Conversation, Document
 from data.sources import SOURCES
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.needle.frames import ChatFrame, Frame, PlainFrame
@@ -107,6 +107,7 @@ def test_training_rows_begin_with_the_prompt(
     else:
         source = "redgpt" if task == "register" else "openai"
         record = SOURCES[source].parse(json.dumps(row).encode())
+        assert isinstance(record, Conversation)
         turns = [(turn.question, turn.answer) for turn in record.turns]
         assert len(turns) == len(text.turns) + 2
         ids = Template().encode(loaded.tokenizer, turns, record.reference).ids

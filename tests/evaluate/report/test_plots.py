@@ -141,6 +141,10 @@ def test_pictures_of_large_results_have_the_main_figures() -> None:
     dialogue = ["conditions.a.rouge.stripped.rouge-1", "conditions.a.rouge.whole.rouge-1"]
     assert select_pictured_keys("rouge-dialogue", dialogue) == dialogue[:1]
     assert select_pictured_keys("rouge", dialogue) == dialogue
+    needles = ["likelihood.by_length.256.right", "likelihood.by_length.256.answered"]
+    assert select_pictured_keys("needle", needles) == needles[:1]
+    pasts = ["by_past.64.loss", "by_past.128.gain", "by_position.1-15"]
+    assert select_pictured_keys("long-text", pasts) == pasts[:1]
 
 
 def test_intervals_stand_at_their_values() -> None:

@@ -1,10 +1,11 @@
 """Read the records that a command measures a checkpoint on, from native files or shard sets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
 from common.errors import UserError
+from data.kinds import find_kind
 from data.kinds.base import RecordKind
 from data.readers.files import expand_inputs, print_files_about_data
 from data.records import Document, Record
@@ -47,6 +48,20 @@ def read_usable_records(
             f"--input {' '.join(inputs)}: no usable record; check that the files are of {source}"
         )
     return usable
+
+
+def iter_texts(source: str, inputs: Sequence[str]) -> Iterator[str]:
+    """Yield the texts of the usable documents of native files; then print how many are left out.
+
+    Raises UserError if the source has another kind of records.
+    """
+    reader = find_source(source)
+    if not find_kind(reader.kind).is_text:
+        raise UserError(f"--source {source} has {reader.kind}; this measures documents")
+    records = iter_usable_records(source, inputs)
+    for record in records:
+        yield record.plain_text()
+    records.print_skipped()
 
 
 def read_split_records(shards: ShardSet, split: str, limit: int) -> list[Record]:

@@ -178,7 +178,7 @@ def _score_batch(
         cache.length = num_shared
     mask = _attention_mask(branches, num_shared).to(device)
     hidden = model.model(ids.to(device), positions.to(device), mask, cache).flatten(0, 1)
-    token_scores = _log_probabilities(
+    token_scores = log_probabilities(
         model, hidden, torch.tensor(predictors, device=device), torch.tensor(targets, device=device)
     )
     option_lengths = [len(option) for request in requests for option in request.options]
@@ -201,7 +201,7 @@ def _attention_mask(branches: Tensor, num_shared: int) -> Tensor:
     return torch.cat([to_shared, may_attend], dim=2)[:, None]
 
 
-def _log_probabilities(model: Llama, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
+def log_probabilities(model: Llama, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
     """Return the log-probability of each target[N] by the hidden state hidden[predictors], fp32[N].
 
     The logits of a position that predicts several targets are computed once.

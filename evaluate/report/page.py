@@ -26,6 +26,8 @@ MAX_INTERVALS_SHOWN = 60
 # Of results with more figures than a picture can show: those that it has, by the name of the file.
 PICTURED_KEYS = {
     "rules": re.compile(r"\.(right|rule_use)$"),
+    "needle": re.compile(r"\.by_length\.\d+\.right$"),
+    "long-text": re.compile(r"^by_past\.\d+\.loss$"),
     "rouge-dialogue": re.compile(r"\.rouge\.stripped\.rouge-1$"),
     # Lengths and losses have another scale.
     "before-after": re.compile(r"^tasks\..*\.(exact|rouge_1|loops|stopped)\.change$"),

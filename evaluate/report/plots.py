@@ -1,4 +1,4 @@
-"""Curves over training steps, and figures with their intervals, as SVG pictures."""
+"""Curves over training steps, figures with their intervals, and heat maps, as SVG pictures."""
 
 import contextlib
 import io
@@ -15,14 +15,20 @@ MAX_MARKED_POINTS = 60
 
 
 def plot_curves(
-    curves: Sequence[Sequence[tuple[int, float]]], label: str, curve_name: str = "run"
+    curves: Sequence[Sequence[tuple[int, float]]],
+    label: str,
+    curve_name: str = "run",
+    *,
+    horizontal: str = "step",
+    doubling: bool = False,
 ) -> bytes:
     """Plot curves of (step, value) points in one pair of axes, one per run; return the SVG.
 
     NaN and infinite values are gaps, and an empty curve is left out. `label` names the vertical
     axis. The legend has the numbers of the runs, from 1, because fonts for their names may be
     missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG. `curve_name` is
-    an ASCII word for what the curves belong to instead of runs.
+    an ASCII word for what the curves belong to instead of runs. `horizontal` names the other axis,
+    which with `doubling` has powers of two at equal distances.
     """
     picture = io.BytesIO()
     with _axes(height=4.5, picture=picture) as axes:
@@ -41,7 +47,9 @@ def plot_curves(
                     label=f"{curve_name} {index + 1}",
                     gid=f"{curve_name}-{index + 1}",
                 )
-        axes.set_xlabel("step")
+        axes.set_xlabel(horizontal)
+        if doubling:
+            axes.set_xscale("log", base=2)
         axes.set_ylabel(label, parse_math=False)
     return picture.getvalue()
 
@@ -80,6 +88,39 @@ def plot_intervals(
             )
         axes.set_yticks(range(len(labels)), labels, parse_math=False)
         axes.set_ylim(len(labels) - 0.5, -0.5)
+    return picture.getvalue()
+
+
+def plot_heat_map(
+    rates: Sequence[Sequence[float]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    vertical: str,
+    horizontal: str,
+) -> bytes:
+    """Plot rates from 0 to 1, a row of cells for each row label; return the SVG.
+
+    The first row is at the top. Each cell has its rate in percent. `vertical` and `horizontal` name
+    the axes. All texts are ASCII or of characters that every font has.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    picture = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "heat map"}):
+        width = 2.5 + 0.8 * len(column_labels)
+        figure = Figure(figsize=(width, 1.2 + 0.4 * len(row_labels)), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(rates, vmin=0, vmax=1, cmap="RdYlBu", aspect="auto")
+        axes.set_xticks(range(len(column_labels)), column_labels, parse_math=False)
+        axes.set_yticks(range(len(row_labels)), row_labels, parse_math=False)
+        axes.set_xlabel(horizontal)
+        axes.set_ylabel(vertical)
+        for row, row_rates in enumerate(rates):
+            for column, rate in enumerate(row_rates):
+                axes.text(column, row, f"{100 * rate:.0f}", ha="center", va="center")
+        figure.colorbar(image, format=lambda rate, _: f"{100 * rate:.0f} %")
+        figure.savefig(picture, format="svg", metadata={"Date": None})
     return picture.getvalue()
 
 

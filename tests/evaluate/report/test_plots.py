@@ -9,7 +9,12 @@ import pytest
 
 from common.files import write_json
 from evaluate.report.page import select_pictured_keys
-from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves, plot_intervals
+from evaluate.report.plots import (
+    MAX_MARKED_POINTS,
+    plot_curves,
+    plot_heat_map,
+    plot_intervals,
+)
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
 
@@ -136,6 +141,10 @@ def test_pictures_of_large_results_have_the_main_figures() -> None:
     dialogue = ["conditions.a.rouge.stripped.rouge-1", "conditions.a.rouge.whole.rouge-1"]
     assert select_pictured_keys("rouge-dialogue", dialogue) == dialogue[:1]
     assert select_pictured_keys("rouge", dialogue) == dialogue
+    needles = ["likelihood.by_length.256.right", "likelihood.by_length.256.answered"]
+    assert select_pictured_keys("needle", needles) == needles[:1]
+    pasts = ["by_past.64.loss", "by_past.128.gain", "by_position.1-15"]
+    assert select_pictured_keys("long-text", pasts) == pasts[:1]
 
 
 def test_intervals_stand_at_their_values() -> None:
@@ -152,3 +161,14 @@ def test_intervals_stand_at_their_values() -> None:
     (x_a, y_a), (x_b, y_b) = uses[-2:]
     assert x_a < x_b and y_a < y_b
     assert svg == plot_intervals(["a", "b"], [[(0.0, 0.0, 0.5), (1.0, 0.5, 1.0)]])
+
+
+@pytest.mark.slow
+def test_heat_maps_have_every_cell_at_its_place() -> None:
+    """Prevents a heat map that is upside down, and pictures that differ from run to run."""
+    rates = [[0.0, 0.25, 1.0], [0.5, 0.75, 0.1]]
+    labels = ["0–50 %", "50–100 %"], ["256", "512", "1,024"]
+    picture = plot_heat_map(rates, *labels, "place", "tokens")
+    assert picture == plot_heat_map(rates, *labels, "place", "tokens")
+    assert picture != plot_heat_map(rates[::-1], *labels, "place", "tokens")
+    assert len(ET.fromstring(picture).findall(f".//{SVG_NAMESPACE}image")) >= 1

@@ -1,0 +1,1 @@
+"""How far back in a long text a model makes use of its past."""

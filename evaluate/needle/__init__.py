@@ -1,0 +1,1 @@
+"""Needles: whether a model finds what stands somewhere in a long text."""

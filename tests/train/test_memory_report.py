@@ -74,7 +74,8 @@ def test_changes_save_what_they_name() -> None:
     assert names[0].startswith("--micro_batch 32: ") and all(size > 0 for _, size in savings)
     assert "--precision bf16" in names
     assert [name.split(":")[0] for name in names if "--adapter" in name or "grad" in name] == [
-        "--gradient_checkpointing true",
+        "--gradient_checkpointing attention",
+        "--gradient_checkpointing layers",
         "--adapter lora",
         "--adapter lora --quantize nf4",
     ]
@@ -109,7 +110,7 @@ def test_33b_config_is_planned_as_it_is_trained(
     plan = plan_config(monkeypatch, tmp_path / "plan.json", config, *arguments)
     workload = plan["workload"]
     assert (workload["quantization"], workload["optimizer"]) == ("nf4", "paged_adamw8bit")
-    assert workload["lora"]["dtype"] == "bf16" and workload["checkpointing"]
+    assert workload["lora"]["dtype"] == "bf16" and workload["checkpointing"] == "layers"
     assert workload["is_packed"] and not workload["is_compiled"]
     assert 20e9 < plan["peak_bytes"] < 23 * GIB
     assert plan["largest_micro_batch"]["24"] >= workload["micro_rows"] == 1

@@ -14,6 +14,7 @@ from model.lora import Adapter, attach_adapter
 from model.lora_options import LoraOptions
 from model.nf4 import Nf4Linear, is_quantizable
 from model.precision import DTYPES
+from model.recomputation import Checkpointing
 from train.autotune import autocast
 from train.monitoring.memory_plan import (
     MemoryPlan,
@@ -53,7 +54,7 @@ QLORA_33B = Workload(
     optimizer="adamw8bit",
     lora=LoraOptions(rank=64, targets=SEVEN, dtype="bf16"),
     quantization="nf4",
-    checkpointing=True,
+    checkpointing="layers",
     has_base=True,
     device="cuda",
 )
@@ -71,7 +72,9 @@ def build_model(workload: Workload) -> Llama:
                 setattr(model.get_submodule(parent), child, Nf4Linear(weight))
     if workload.lora is not None:
         attach_adapter(model, Adapter(workload.lora, Path(), ""), seed=0)
-    model.model.gradient_checkpointing = workload.checkpointing
+    if workload.checkpointing != "none":
+        keeps_attention = workload.checkpointing == "attention"
+        model.model.set_checkpointing(Checkpointing(keeps_attention, workload.offloads))
     return model
 
 
@@ -166,11 +169,11 @@ def test_weights_gradients_and_states_are_those_of_a_step(
         {"precision": "bf16"},
         {"loss_path": "full"},
         {"lora": LoraOptions(rank=4)},
-        {"checkpointing": True},
-        {"checkpointing": True, "lora": LoraOptions(rank=4, targets=SEVEN)},
+        {"checkpointing": "layers"},
+        {"checkpointing": "layers", "lora": LoraOptions(rank=4, targets=SEVEN)},
         QLORA,
         {**QLORA, "precision": "bf16"},
-        {**QLORA, "precision": "bf16", "checkpointing": True},
+        {**QLORA, "precision": "bf16", "checkpointing": "layers"},
         {"config": LlamaConfig(vocab_size=4000, **SHAPE)},
         {"config": LlamaConfig(vocab_size=4000, **{**SHAPE, "tie_word_embeddings": True})},
     ],
@@ -253,7 +256,7 @@ def test_more_work_never_needs_less_memory(device: Any, lora: LoraOptions | None
     assert plan_memory(replace(base, targets=5)).peak_bytes <= plan_memory(base).peak_bytes
     if device == "cuda":
         # On a CPU the heap may waste what it saves.
-        checkpointed = plan_memory(replace(base, checkpointing=True))
+        checkpointed = plan_memory(replace(base, checkpointing="layers"))
         assert checkpointed.peak_bytes <= plan_memory(base).peak_bytes
     states = [
         plan_memory(replace(base, optimizer=name)).phases["update"]["optimizer state"]

@@ -521,8 +521,10 @@ def _layer_activations(workload: Workload) -> list[Tensors]:
     largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
     saved = saved_tensors(workload)
     if workload.is_tiled:
+        # The rest is in the temporaries of the tiles, which are gone when attention follows.
         saved = _attention_saved(workload)
-        saved["input of the tiles"] = n * config.hidden_size * workload.weight_bytes
+        if workload.weight_bytes == 4:
+            saved["norm of attention"] -= n * config.hidden_size * 4  # the input is kept anyway
     if workload.checkpointing == "attention":
         del saved["attention"]  # it is among what is kept
     terms = []
@@ -683,8 +685,9 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
     saves_product = workload.lora is None or "down_proj" in workload.lora.targets
     # Gradients of gate, up and their product; the product itself is freed.
     num_bytes = (2 if saves_product else 3) * width * e
-    # The tensors of the last norm are freed; two gradients of the residual stream are there.
-    num_bytes -= hidden * workload.weight_bytes
+    if workload.checkpointing == "none":
+        # The tensors of the last norm are freed; two gradients of the residual stream are there.
+        num_bytes -= hidden * workload.weight_bytes
     if e < workload.weight_bytes:
         num_bytes += 2 * hidden * e
     if workload.weight_bytes < 4:
@@ -711,8 +714,10 @@ def _tile(workload: Workload) -> list[Tensors]:
         *(Tensors(part, size) for size in _feed_forward_saved(workload, tokens).values()),
         # Gradients of gate, up and their product.
         Tensors(part, tokens * config.intermediate_size * e, 2 if saves_product else 3),
-        # Gradients of the output and the input of all tiles.
-        Tensors(part, workload.tokens * config.hidden_size * workload.weight_bytes, 2),
+        # The result of a tile, and the gradients before and after its norm.
+        Tensors(part, tokens * config.hidden_size * workload.weight_bytes, 3),
+        # The input of all tiles, and the gradients of their output and of the input.
+        Tensors(part, workload.tokens * config.hidden_size * workload.weight_bytes, 3),
         # Gradients of the weights: of this tile, and the sum of the others.
         Tensors(part, 4 * sum(sizes), 2),
     ]
@@ -759,7 +764,7 @@ def _backward_start(workload: Workload) -> list[Tensors]:
         *_activations(workload, has_last_norm=is_kept),
         *([] if is_kept else _layer_activations(workload)),
         *_dequantized(workload),
-        *_head_gradients(workload),
+        *([] if workload.is_tiled else _head_gradients(workload)),
         *_layer_gradients(workload),
     ]
 

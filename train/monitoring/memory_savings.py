@@ -49,19 +49,23 @@ def find_savings(workload: Workload, process_bytes: int) -> list[tuple[str, int]
 
 
 def suggest_fit(workload: Workload, process_bytes: int, memory_bytes: float) -> str | None:
-    """Return a line that names the options with which a run fits the memory, None if it does.
+    """Return a line with the options that make a run fit the memory, None if it fits as it is.
 
-    It is the first change that suffices alone, or all those together that change no weights but by
-    rounding.
+    These change weights by rounding at most. The first that suffice are named, cheap ones first.
     """
-    if plan_memory(workload, process_bytes).peak_bytes <= memory_bytes:
-        return None
-    problem = f"that is more than the {memory_bytes / 1e9:.1f} GB that there are: "
 
     def fits(changed: Workload) -> bool:
         return plan_memory(changed, process_bytes).peak_bytes <= memory_bytes
 
-    for change, changed in propose_changes(workload):
+    if fits(workload):
+        return None
+    problem = f"more than the {memory_bytes / 1e9:.1f} GB that this machine can give: "
+    rows = workload.micro_rows
+    while rows > 1:
+        rows //= 2
+        if fits(change_rows(workload, rows)):
+            return f"{problem}use --micro_batch {rows}"
+    for change, changed in _propose_recomputation(workload):
         if fits(changed):
             return f"{problem}use {change.split(':')[0]}"
     options = "--micro_batch 1 --gradient_checkpointing layers"
@@ -71,7 +75,7 @@ def suggest_fit(workload: Workload, process_bytes: int, memory_bytes: float) -> 
         smallest = replace(smallest, offloads=True)
     if fits(smallest):
         return f"{problem}use {options}"
-    return f"{problem}use a smaller model or --sequence_length; python -m train.memory plans it"
+    return f"{problem}use a smaller model or --sequence_length (docs/memory.md)"
 
 
 def propose_changes(workload: Workload) -> Iterator[tuple[str, Workload]]:

@@ -139,9 +139,12 @@ class _AttentionKeeper(TorchDispatchMode):
         """Return a function that returns a result."""
         if not isinstance(value, Tensor):
             return lambda: value
-        # Detached, because autograd makes the tensors themselves a part of the graph.
-        packed = _to_host(value) if self._offloads else value.detach()
-        return lambda: _from_host(packed) if isinstance(packed, tuple) else packed.detach()
+        # Detached both times, because autograd makes what it gets a part of the graph.
+        if self._offloads:
+            packed = _to_host(value)
+            return lambda: _from_host(packed).detach()
+        kept = value.detach()
+        return lambda: kept.detach()
 
 
 class _AttentionReplayer(_AttentionKeeper):

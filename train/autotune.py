@@ -81,7 +81,7 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     # A stored plan is used only with the options that it was chosen for. The keys below, "asked"
     # and "choices" are those of the file in the run directory.
-    request = {
+    request: dict[str, Any] = {
         "precision": options.precision,
         "compile": options.compile,
         "micro_batch": options.micro_batch,

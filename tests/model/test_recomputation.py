@@ -1,5 +1,6 @@
 """Layers that are computed again, and feed-forward networks in tiles: the gradients stay."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -215,30 +216,24 @@ def test_an_attention_of_our_own_is_kept(choice: Checkpointing | None) -> None:
     assert OwnAttention.num_calls == (2 if is_kept else 4)
 
 
-def test_what_is_kept_is_freed_layer_by_layer() -> None:
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_what_is_kept_is_freed_with_the_graph(
+    choice: Checkpointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catch kept tensors that live on in a cycle of references after the backward pass."""
-    import gc
-    import weakref
-
+    monkeypatch.setattr(recomputation, "TILE_POSITIONS", 16)
     model = build_model()
-    compute_gradients(model, Checkpointing(keeps_attention=True))
+    expected = [None, *(weight.shape for weight in model.parameters())]
+    compute_gradients(model, choice)
+    gc.collect()
     gc.disable()
     try:
-        kept: list[Any] = []
-        original = recomputation._AttentionKeeper._keep
-
-        def spy(self: Any, value: Any) -> Any:
-            if isinstance(value, Tensor):
-                kept.append(weakref.ref(value.untyped_storage()))
-            return original(self, value)
-
-        recomputation._AttentionKeeper._keep = spy  # type: ignore[method-assign]
-        compute_gradients(model, Checkpointing(keeps_attention=True))
+        before = sum(isinstance(each, Tensor) for each in gc.get_objects())
+        gradients = compute_gradients(model, choice)
+        after = sum(isinstance(each, Tensor) for each in gc.get_objects())
     finally:
         gc.enable()
-        recomputation._AttentionKeeper._keep = original  # type: ignore[method-assign]
-    assert len(kept) == 2 * CONFIG.num_hidden_layers
-    assert all(reference() is None for reference in kept)
+    assert len(gradients) == len(expected) == after - before
 
 
 def test_dropout_in_tiles_without_seeds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from model.tokenizer import load_tokenizer
 from train.memory_report import idle_process_bytes
 from train.monitoring.memory_plan import SCORED_TOKENS, Workload, plan_memory
 from train.objective import CrossEntropy
-from train.options import OptimizerName, PretrainOptions
+from train.options import GradientCheckpointing, OptimizerName, PretrainOptions
 from train.pretrain_eval import TextEvaluator
 from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
 from train.run.spec import RunSpec, TrainingPlan
@@ -39,7 +39,8 @@ from train.run.start import start
 TOKENIZER = Path(__file__).resolve().parents[1] / "assets" / "tokenizer"
 # Bounds of the planned peak over the measured one.
 MIN_RATIO, MAX_RATIO = 1.0, 1.15
-# In the second step optimizer states exist, and in the third the heap has its final size.
+# In the second step optimizer states exist, and in the third the heap has its final size. Steps of
+# long rows take minutes, and most of their tensors are not in the heap: there are two.
 STEPS = 3
 HEADER = """\
 | | model | vocabulary | micro-batch | training | measured MB | planned MB | ratio | phase |
@@ -63,8 +64,9 @@ class Configuration:
     loss_path: LossPath = "chunked"
     lora: LoraOptions | None = None
     quantize: Quantization | None = None
-    checkpointing: bool = False
+    checkpointing: GradientCheckpointing = "none"
     held_out_tokens: int = 5000  # of text, which the evaluation scores
+    steps: int = STEPS
     shape: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,7 +115,8 @@ class Configuration:
             words += ["adapter in bf16"] * (self.lora.dtype == "bf16")
         if self.quantize is not None:
             words.append(self.quantize)
-        words += ["checkpointing"] * self.checkpointing
+        if self.checkpointing != "none":
+            words.append(f"checkpointing {self.checkpointing}")
         return ", ".join(words)
 
 
@@ -131,7 +134,7 @@ QLORA: dict[str, Any] = {
     "lora": LoraOptions(rank=64, targets=SEVEN, dtype="bf16"),
     "optimizer": "paged_adamw8bit",
     "precision": "bf16",
-    "checkpointing": True,
+    "checkpointing": "layers",
 }
 # The first configurations are the smallest ones.
 CONFIGURATIONS = (
@@ -169,8 +172,8 @@ CONFIGURATIONS = (
     Configuration("babyllama-218m", 8192, 256, 1, 1, lora=LoraOptions(rank=16, targets=SEVEN)),
     Configuration("babyllama-218m", 65_000, 256, 1, 1, precision="bf16"),
     Configuration("babyllama-92m", 8192, 256, 2, 1, precision="bf16"),
-    Configuration("babyllama-3m", 8192, 512, 8, 8, checkpointing=True),
-    Configuration("babyllama-43m", 8192, 512, 4, 4, checkpointing=True),
+    Configuration("babyllama-3m", 8192, 512, 8, 8, checkpointing="layers"),
+    Configuration("babyllama-43m", 8192, 512, 4, 4, checkpointing="layers"),
     Configuration("babyllama-43m", 8192, 512, 4, 4, optimizer="adamw8bit"),
     Configuration(
         "babyllama-43m", 65_000, 512, 4, 2, optimizer="adamw8bit", lora=LoraOptions(rank=16)
@@ -231,6 +234,39 @@ CONFIGURATIONS = (
         **QLORA,
     ),
     Configuration("babyllama-218m", 8192, 512, 1, 1, example_tokens=200, **QLORA),
+    Configuration("babyllama-43m", 8192, 512, 4, 4, checkpointing="attention"),
+    Configuration(
+        "babyllama-43m",
+        8192,
+        16_384,
+        1,
+        1,
+        checkpointing="layers",
+        shape={"max_position_embeddings": 16_384},
+        steps=2,
+    ),
+    Configuration(
+        "babyllama-43m",
+        8192,
+        8192,
+        1,
+        1,
+        checkpointing="attention",
+        shape={"max_position_embeddings": 8192},
+        steps=2,
+    ),
+    Configuration(
+        "babyllama-92m",
+        8192,
+        6000,
+        1,
+        1,
+        checkpointing="layers",
+        shape={"max_position_embeddings": 6000},
+        lora=LoraOptions(rank=32, targets=SEVEN),
+        precision="bf16",
+        steps=2,
+    ),
 )
 
 
@@ -239,7 +275,7 @@ class RandomBatches(BatchLoader[Any]):
 
     def __init__(self, configuration: Configuration) -> None:
         super().__init__(None, configuration.rows)
-        self._configuration = configuration
+        self.configuration = configuration
 
     def epochs_completed(self, step: int) -> float:
         """Return 0: random ids have no epochs."""
@@ -251,8 +287,8 @@ class RandomBatches(BatchLoader[Any]):
         return [self._batch(rng, micro_rows) for _ in range(self.rows_per_step // micro_rows)]
 
     def _batch(self, rng: np.random.Generator, rows: int) -> Batch:
-        length, vocab_size = self._configuration.length, self._configuration.vocab_size
-        if self._configuration.example_tokens:
+        length, vocab_size = self.configuration.length, self.configuration.vocab_size
+        if self.configuration.example_tokens:
             return collate([self._packed_row(rng) for _ in range(rows)], length)
         ids = torch.from_numpy(rng.integers(vocab_size, size=(rows, length + 1)))
         return Batch(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].reshape(-1))
@@ -260,12 +296,12 @@ class RandomBatches(BatchLoader[Any]):
     def _packed_row(self, rng: np.random.Generator) -> list[Example]:
         """Return examples that fill a row, with a loss on the second half of each."""
         examples = []
-        left = self._configuration.length
+        left = self.configuration.length
         while left:
-            tokens = min(self._configuration.example_tokens, left)
+            tokens = min(self.configuration.example_tokens, left)
             loss_mask = np.arange(tokens) >= tokens / 2
             examples.append(
-                (rng.integers(self._configuration.vocab_size, size=tokens + 1), loss_mask)
+                (rng.integers(self.configuration.vocab_size, size=tokens + 1), loss_mask)
             )
             left -= tokens
         return examples
@@ -280,7 +316,7 @@ class RandomData:
 
     def plan(self, folder: Path) -> TrainingPlan:
         """Return the batches and the number of steps."""
-        return TrainingPlan(self.batches, STEPS, 0.0, 1.0, "random ids")
+        return TrainingPlan(self.batches, self.batches.configuration.steps, 0.0, 1.0, "random ids")
 
 
 def write_base(configuration: Configuration, folder: Path) -> Path:
@@ -336,7 +372,7 @@ def measure(configuration: Configuration, base: Path | None) -> int:
         options = PretrainOptions.model_validate(
             {
                 "device": "cpu",
-                "max_steps": STEPS,
+                "max_steps": configuration.steps,
                 "batch_tokens": tokens,
                 "sequence_length": configuration.length,
                 "micro_batch": configuration.micro_rows,

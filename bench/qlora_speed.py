@@ -25,6 +25,7 @@ from model.checkpoint.quantized import load_quantized
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
+from model.recomputation import Checkpointing
 from model.tokenizer import load_tokenizer
 from train.optimizer import build_optimizers
 from train.options import OptimizerOptions
@@ -103,7 +104,7 @@ def build_babyllama_step(folder: Path) -> TrainStep:
     model = load_quantized(folder / BASE, CPU, torch.bfloat16)
     attach_adapter(model, Adapter(LORA, folder / BASE, "", quantize="nf4"), seed=0)
     weights.load_weights(model, folder / ADAPTER)
-    model.model.gradient_checkpointing = True
+    model.model.set_checkpointing(Checkpointing())
     options = OptimizerOptions(
         name="adamw8bit", lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=0.0
     )

@@ -7,18 +7,18 @@ KV cache, D hidden_size, H query heads, K key-value heads, d head_dim, V vocab_s
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model import autograd_ops
 from model.config import LlamaConfig
 from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy, token_log_probs
+from model.recomputation import Checkpointing, run_in_tiles, run_layer
 from model.rope_scaling import BETA_FAST, BETA_SLOW, attention_factor
 
 
@@ -221,10 +221,18 @@ class TransformerBlock(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
+        # Whether training may compute the feed-forward network of long rows a second time.
+        self.recomputes = False
 
     def forward(self, x: Tensor, *attention_args: Any) -> Tensor:
         """Transform x[B, T, D] -> [B, T, D]; `attention_args` go to `Attention.forward`."""
         x = x + self.self_attn(self.input_layernorm(x), *attention_args)
+        if self.recomputes or not torch.is_grad_enabled():
+            return run_in_tiles((self.post_attention_layernorm, self.mlp), self._feed_forward, x)
+        return self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """Normalize and transform x[B, T, D], and add it."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -239,9 +247,13 @@ class LlamaModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
-        # Whether training keeps only the inputs of each layer, and computes the layer once more for
-        # its backward pass (Chen et al. 2016, arXiv:1604.06174).
-        self.gradient_checkpointing = False
+        self._checkpointing: Checkpointing | None = None
+
+    def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
+        """Set what training keeps of each layer to compute it again; None: keep everything."""
+        self._checkpointing = checkpointing
+        for layer in self.layers:
+            cast(TransformerBlock, layer).recomputes = checkpointing is not None
 
     def forward(
         self,
@@ -263,10 +275,11 @@ class LlamaModel(nn.Module):
         cos, sin = self.rotary(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             layer_cache = cache.layer(index) if cache is not None else None
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, cos, sin, mask, layer_cache, use_reentrant=False)
+            arguments = cos, sin, mask, layer_cache
+            if self._checkpointing is not None and self.training:
+                x = run_layer(layer, x, *arguments, checkpointing=self._checkpointing)
             else:
-                x = layer(x, cos, sin, mask, layer_cache)
+                x = layer(x, *arguments)
         return self.norm(x)
 
 

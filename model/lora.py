@@ -8,7 +8,7 @@ Shapes of activations: B rows, T positions, D features.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,8 @@ class PerRowDropout(nn.Dropout):
     """
 
     row_seeds: list[int] | None = None
+    # Where the draws of each row go on, within `continued_dropout`.
+    generators: list[torch.Generator] | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
@@ -73,19 +75,25 @@ class PerRowDropout(nn.Dropout):
         """In training mode, zero elements of x[B, T, D] with probability p, and scale the rest."""
         if self.row_seeds is None or not self.training:
             return super().forward(x)
-        return x * self._sample_keep_mask(self.row_seeds, x, self.p) / (1 - self.p)
+        generators = self.generators or self.seeded_generators(x.device)
+        return x * self._sample_keep_mask(generators, x, self.p) / (1 - self.p)
+
+    def seeded_generators(self, device: torch.device) -> list[torch.Generator]:
+        """Return a generator for each row. Raises ValueError if the rows have no seeds."""
+        if self.row_seeds is None:
+            raise ValueError("the rows have no seeds: call seed_dropout")
+        return [torch.Generator(device).manual_seed(seed) for seed in self.row_seeds]
 
 
 # Cached, so that all layers share one wrapped function: each new one would be compiled again.
 _exclude_from_compile = functools.cache(torch.compiler.disable)
 
 
-def _sample_keep_mask(seeds: list[int], x: Tensor, p: float) -> Tensor:
-    """Return which elements of x[B, T, D] to keep, bool[B, T, D]; row i is drawn from seeds[i]."""
-    generator = torch.Generator(x.device)
+def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
+    """Return which elements of x[B, T, D] to keep, bool[B, T, D]; row i draws from generator i."""
     samples = [
-        torch.rand(row.shape, generator=generator.manual_seed(seed), device=x.device)
-        for seed, row in zip(seeds, x, strict=True)
+        torch.rand(row.shape, generator=generator, device=x.device)
+        for generator, row in zip(generators, x, strict=True)
     ]
     return torch.stack(samples) >= p
 
@@ -156,6 +164,28 @@ def seed_dropout(model: nn.Module, seeds: list[int]) -> None:
         # The seeds of a row's layers follow those of the row before it. The remainder fits the
         # signed 64-bit seed of `torch.Generator`.
         dropout.row_seeds = [(seed * len(dropouts) + index) % 2**63 for seed in seeds]
+
+
+@contextlib.contextmanager
+def continued_dropout(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Let each pass meanwhile draw on where the one before it ended, from the seeds of the rows.
+
+    Passes over successive positions then drop, on a CPU, what one pass over all of them does; a GPU
+    draws in another order. Raises ValueError if there is dropout without seeds.
+    """
+    dropouts = [
+        child
+        for module in modules
+        for child in module.modules()
+        if isinstance(child, PerRowDropout) and child.p > 0 and child.training
+    ]
+    for dropout in dropouts:
+        dropout.generators = dropout.seeded_generators(device)
+    try:
+        yield
+    finally:
+        for dropout in dropouts:
+            dropout.generators = None
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -77,17 +77,17 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
     options = spec.options
     device = spec.device
     # Neither checkpointed layers nor 4-bit weights have been tried with the compiler.
-    is_plain = not options.gradient_checkpointing and spec.quantize is None
+    is_plain = options.gradient_checkpointing == "none" and spec.quantize is None
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     # A stored plan is used only with the options that it was chosen for. The keys below, "asked"
     # and "choices" are those of the file in the run directory.
-    request = {
+    request: dict[str, Any] = {
         "precision": options.precision,
         "compile": options.compile,
         "micro_batch": options.micro_batch,
     }
-    if options.gradient_checkpointing:
-        request["gradient_checkpointing"] = True
+    if options.gradient_checkpointing != "none":
+        request["gradient_checkpointing"] = options.gradient_checkpointing
     # A file of an earlier version may lack some fields of the plan.
     stored = run.load_compute_plan()
     field_names = ComputePlan.__dataclass_fields__.keys()
@@ -220,9 +220,9 @@ def _find_fastest_micro_batch(
     torch.cuda.empty_cache()
     if best is None:
         raise UserError(
-            f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a "
-            "shorter --sequence_length, a smaller --model.preset or, if it is above 1, a "
-            "smaller --micro_batch"
+            f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use "
+            "--gradient_checkpointing layers, a shorter --sequence_length, a smaller "
+            "--model.preset or, if it is above 1, a smaller --micro_batch"
         )
     return best
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from common.options import Options, OutputFile
 from model.lora_options import LoraOptions, Quantization
-from train.options import ModelOptions, OptimizerName
+from train.options import GradientCheckpointing, ModelOptions, OptimizerName
 
 
 class PlannedOptimizer(Options):
@@ -95,8 +95,11 @@ class MemoryOptions(Options):
     quantize: Literal["none"] | Quantization = Field(
         "none", description="nf4: frozen weights below an adapter in 4.127 bits each"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="keep the input of each layer only, and compute the layer twice"
+    gradient_checkpointing: GradientCheckpointing = Field(
+        "none", description="what is kept of each layer, as in training; the rest is computed twice"
+    )
+    offload_activations: bool = Field(
+        False, description="keep it in the memory of the host, not on the GPU"
     )
     evaluation: PlannedEvaluation = PlannedEvaluation()
     dpo: PlannedPairs = PlannedPairs()

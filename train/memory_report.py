@@ -1,9 +1,6 @@
 """Print the memory plan of a run, what fits each card, and what to change first."""
 
-import math
 import statistics
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ from common.machine import collect_environment, resident_memory_bytes, resolve_d
 from common.metrics_file import read_metrics
 from model.checkpoint.locate import CONFIG_FILE, adapter_chain
 from model.config import LlamaConfig, config_from_preset
-from model.lora_options import LoraOptions
 from model.loss import available_loss_paths
 from model.precision import DTYPES, Precision, resolve_precision
 from train.autotune import CPU_MICRO_TOKENS, MAX_MEMORY_FRACTION
@@ -24,9 +20,11 @@ from train.monitoring.memory_plan import (
     MemoryPlan,
     Workload,
     count_adapter_parameters,
+    count_host_bytes,
     plan_memory,
 )
-from train.monitoring.run_memory import ANSWER_ROWS, LATE_BYTES, count_scored_tokens
+from train.monitoring.memory_savings import change_rows, find_savings, with_rows
+from train.monitoring.run_memory import ANSWER_ROWS, LATE_BYTES
 
 # Memory, as measured, that a run takes between its imports and the summary: tokenizer, data, the
 # measurement of the matmul rate.
@@ -34,8 +32,6 @@ START_BYTES = 24 << 20
 GIB = 1 << 30
 CARD_GIB = (6, 8, 12, 16, 24, 40, 80)
 MAX_ROWS = 1 << 16
-# Changes that save less than this share of the peak are not worth a line.
-MIN_SAVING = 0.01
 # The mark of plans that no measurement has confirmed.
 UNMEASURED = "arithmetic, not measured"
 
@@ -52,7 +48,7 @@ def report_memory(options: MemoryOptions) -> None:
     savings = find_savings(workload, process_bytes)
     hours = _estimate_hours(options)
     _print_workload(options, workload)
-    _print_phases(plan)
+    _print_phases(plan, count_host_bytes(workload))
     _print_largest(workload, largest)
     _print_savings(savings)
     if hours is not None:
@@ -66,6 +62,7 @@ def report_memory(options: MemoryOptions) -> None:
                 "is_measured": is_measured(workload),
                 "peak_bytes": plan.peak_bytes,
                 "peak_phase": plan.peak_phase,
+                "host_bytes": count_host_bytes(workload),
                 "phases": plan.phases,
                 "largest_micro_batch": largest,
                 "savings": [{"change": change, "bytes": size} for change, size in savings],
@@ -113,7 +110,7 @@ def build_workload(options: MemoryOptions) -> Workload:
     elif device == "cpu":
         micro_rows = min(rows, max(1, CPU_MICRO_TOKENS // options.sequence_length))
     # As in training, see `train.autotune`.
-    can_compile = options.quantize == "none" and not options.gradient_checkpointing
+    can_compile = options.quantize == "none" and options.gradient_checkpointing == "none"
     is_adapted = options.adapter == "lora"
     workload = Workload(
         _resolve_config(options),
@@ -126,6 +123,7 @@ def build_workload(options: MemoryOptions) -> Workload:
         lora=options.lora if is_adapted else None,
         quantization=options.quantization,
         checkpointing=options.gradient_checkpointing,
+        offloads=options.offload_activations,
         answer_rows=min(ANSWER_ROWS, options.evaluation.examples) if options.is_packed else 1,
         sampled_rows=min(options.grpo.batch, options.grpo.prompts * options.grpo.samples),
         samples=options.grpo.samples,
@@ -141,7 +139,7 @@ def build_workload(options: MemoryOptions) -> Workload:
             device == "cuda" and can_compile if options.compile == "auto" else options.compile
         ),
     )
-    return _with_rows(workload, micro_rows, step_rows=rows, target_share=options.target_share)
+    return with_rows(workload, micro_rows, step_rows=rows, target_share=options.target_share)
 
 
 def _resolve_config(options: MemoryOptions) -> LlamaConfig:
@@ -166,31 +164,6 @@ def _resolve_config(options: MemoryOptions) -> LlamaConfig:
     return config
 
 
-def _with_rows(
-    workload: Workload, micro_rows: int, *, step_rows: int, target_share: float
-) -> Workload:
-    """Return the workload with another micro-batch of the same step."""
-    return replace(
-        workload,
-        micro_rows=micro_rows,
-        micro_batches=math.ceil(step_rows / micro_rows),
-        targets=max(1, round(micro_rows * workload.length * target_share)),
-        scored_tokens=count_scored_tokens(
-            is_packed=workload.is_packed, micro_rows=micro_rows, length=workload.length
-        ),
-    )
-
-
-def _change_rows(workload: Workload, micro_rows: int) -> Workload:
-    """Return the workload with another micro-batch; a step has at least as many rows as before."""
-    return _with_rows(
-        workload,
-        micro_rows,
-        step_rows=workload.micro_rows * workload.micro_batches,
-        target_share=workload.num_targets / workload.tokens,
-    )
-
-
 def find_largest_rows(workload: Workload, memory_bytes: int, process_bytes: int) -> int:
     """Return the largest micro-batch whose peak fits the memory, 0 if no row does.
 
@@ -199,7 +172,7 @@ def find_largest_rows(workload: Workload, memory_bytes: int, process_bytes: int)
     limit = memory_bytes * (MAX_MEMORY_FRACTION if workload.device == "cuda" else 1.0)
 
     def fits(rows: int) -> bool:
-        return plan_memory(_change_rows(workload, rows), process_bytes).peak_bytes <= limit
+        return plan_memory(change_rows(workload, rows), process_bytes).peak_bytes <= limit
 
     if not fits(1):
         return 0
@@ -208,54 +181,6 @@ def find_largest_rows(workload: Workload, memory_bytes: int, process_bytes: int)
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def find_savings(workload: Workload, process_bytes: int) -> list[tuple[str, int]]:
-    """Return changes that lower the peak, those that cost least first, and the bytes of each."""
-    peak = plan_memory(workload, process_bytes).peak_bytes
-    savings = []
-    for change, changed in _propose_changes(workload):
-        saved = peak - plan_memory(changed, process_bytes).peak_bytes
-        if saved > MIN_SAVING * peak:
-            savings.append((change, saved))
-    return savings
-
-
-def _propose_changes(workload: Workload) -> Iterator[tuple[str, Workload]]:
-    """Yield changes of a workload, each alone: first those that change neither model nor time."""
-    if workload.micro_rows > 1:
-        rows = workload.micro_rows // 2
-        yield (
-            f"--micro_batch {rows}: the same weights, up to rounding",
-            _change_rows(workload, rows),
-        )
-    if workload.loss_path != "chunked":
-        yield "the chunked loss", replace(workload, loss_path="chunked")
-    if workload.device == "cuda" and workload.precision == "fp32":
-        yield "--precision bf16", replace(workload, precision="bf16")
-    if workload.device == "cuda" and not workload.is_compiled:
-        yield "--compile true", replace(workload, is_compiled=True)
-    if not workload.checkpointing:
-        yield (
-            "--gradient_checkpointing true: about a third more time",
-            replace(workload, checkpointing=True, is_compiled=False),
-        )
-    if workload.optimizer in ("muon", "adamw"):
-        yield "--optimizer.name adamw8bit", replace(workload, optimizer="adamw8bit")
-    adapter = replace(workload, lora=workload.lora or LoraOptions(), has_base=True)
-    if workload.lora is None:
-        yield "--adapter lora: trains a small part of the weights", adapter
-    if workload.quantization is None and workload.precision != "fp16":
-        yield (
-            "--adapter lora --quantize nf4: each step takes longer",
-            replace(adapter, quantization="nf4", is_compiled=False),
-        )
-    if workload.length > 1:
-        shorter = replace(workload, length=workload.length // 2)
-        yield (
-            f"--sequence_length {shorter.length}: forgets more",
-            _change_rows(shorter, workload.micro_rows),
-        )
 
 
 def is_measured(workload: Workload) -> bool:
@@ -307,7 +232,9 @@ def _print_workload(options: MemoryOptions, workload: Workload) -> None:
         details.append(f"{workload.micro_batches} micro-batches a step")
     details.append(f"loss path {workload.loss_path}")
     details += ["packed"] * workload.is_packed + ["compiled"] * workload.is_compiled
-    details += ["gradient checkpointing"] * workload.checkpointing
+    if workload.checkpointing != "none":
+        details.append(f"gradient checkpointing: {workload.checkpointing}")
+    details += ["offloaded"] * workload.offloads
     if workload.sampled_rows:
         details.append(f"{workload.sampled_rows} answers drawn at once")
     print(f"training  {', '.join(details)}")
@@ -315,8 +242,11 @@ def _print_workload(options: MemoryOptions, workload: Workload) -> None:
         print(f"          on a GPU: {UNMEASURED}")
 
 
-def _print_phases(plan: MemoryPlan) -> None:
-    print(f"peak      {_gigabytes(plan.peak_bytes)}: {plan.peak_phase}\n")
+def _print_phases(plan: MemoryPlan, host_bytes: int) -> None:
+    print(f"peak      {_gigabytes(plan.peak_bytes)}: {plan.peak_phase}")
+    if host_bytes:
+        print(f"host      {_gigabytes(host_bytes)} of activations in its memory")
+    print()
     for part, num_bytes in sorted(plan.breakdown.items(), key=lambda item: -item[1]):
         if num_bytes:
             print(f"    {part:28}{_gigabytes(num_bytes):>12}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from common.options import Options
 from data.mixture import Mixture
@@ -14,6 +14,16 @@ from model.rope_scaling import MAX_FACTOR, ExtensionType
 
 ParallelStrategy = Literal["ddp", "fsdp"]
 OptimizerName = Literal["muon", "adamw", "adamw8bit", "paged_adamw8bit"]
+
+
+def _replace_boolean(value: object) -> object:
+    """Return what a boolean of earlier versions means, which the config.yaml of their runs has."""
+    return {"true": "layers", "false": "none"}.get(str(value).lower(), value)
+
+
+GradientCheckpointing = Annotated[
+    Literal["none", "attention", "layers"], BeforeValidator(_replace_boolean)
+]
 
 
 class ModelOptions(Options):
@@ -185,10 +195,16 @@ class TrainOptions(Options):
         description="rows per forward pass, with gradient accumulation over the rows of a step; "
         "auto: the fastest that fits, measured on a GPU",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: GradientCheckpointing = Field(
+        "none",
+        description="what is kept of each layer for the backward pass, which computes the rest "
+        "again; none: everything is kept; attention: the input and the result of attention; "
+        "layers: the input alone, so that attention is computed twice, too (docs/memory.md)",
+    )
+    offload_activations: bool = Field(
         False,
-        description="keep only the inputs of each layer, and compute it again in the backward "
-        "pass: a fraction of the memory for activations, a third more time, the same gradients",
+        description="what is kept with --gradient_checkpointing waits in the memory of the host, "
+        "not on the GPU",
     )
     log_every: int = Field(20, gt=0, description="steps between log lines")
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -247,10 +263,15 @@ class TrainOptions(Options):
                 "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed "
                 "1 together"
             )
-        if self.compile is True and self.gradient_checkpointing:
+        if self.compile is True and self.gradient_checkpointing != "none":
             lines.append(
                 "--compile true: not with --gradient_checkpointing, which has not been tried with "
                 "compiled layers"
+            )
+        if self.offload_activations and self.gradient_checkpointing == "none":
+            lines.append(
+                "--offload_activations true: moves what --gradient_checkpointing keeps: add "
+                "--gradient_checkpointing layers"
             )
         if self.parallel == "fsdp" and self.optimizer.is_8bit:
             lines.append(

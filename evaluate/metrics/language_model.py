@@ -23,6 +23,9 @@ from model.llama import Llama
 from model.loss import score_tokens
 
 WINDOW_TOKENS = 256
+# Packed rows that are scored together, and the positions at which long rows become fewer.
+MAX_SCORED_ROWS = 8
+MAX_SCORED_TOKENS = 32_768
 # Number of tokens of a long split that are read at once: a multiple of the window, so that the
 # windows are those of the whole text.
 BLOCK_TOKENS = 128 * WINDOW_TOKENS
@@ -193,6 +196,11 @@ def _overlapping_blocks(id_blocks: Iterable[np.ndarray], limit: int | None) -> I
         yield np.concatenate(pending)
 
 
+def count_scored_rows(row_length: int) -> int:
+    """Return how many packed rows are scored together: 8, and fewer if they are long."""
+    return max(1, min(MAX_SCORED_ROWS, MAX_SCORED_TOKENS // row_length))
+
+
 @torch.no_grad()
 def score_examples(
     model: Llama,
@@ -200,16 +208,16 @@ def score_examples(
     row_length: int,
     characters_per_id: np.ndarray,
     *,
-    rows: int = 8,
     limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
     """Score the answers of examples, packed into rows of `row_length` positions.
 
-    Examples in the same row do not attend to each other. A batch has `rows` rows. Only the first
+    Examples in the same row do not attend to each other. Only the first
     `limit` examples that fit a row are scored (None: all). `characters_per_id`[V] is that of the
     tokenizer. `on_progress` is called after each batch with the number of examples in it.
     """
+    rows = count_scored_rows(row_length)
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
     # An example that does not fit a row has length 0.

@@ -76,7 +76,7 @@ def test_configurations_cover_what_memory_depends_on() -> None:
         "loss_path": {"full", "chunked", "torch"},
         "optimizer": {"muon", "adamw", "adamw8bit", "paged_adamw8bit"},
         "quantize": {None, "nf4"},
-        "checkpointing": {False, True},
+        "checkpointing": {"none", "attention", "layers"},
     }.items():
         assert {getattr(configuration, name) for configuration in CONFIGURATIONS} == values
     assert sum(configuration.lora is not None for configuration in CONFIGURATIONS) >= 3

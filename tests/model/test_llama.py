@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, seed_dropout
+from model.recomputation import Checkpointing
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -192,7 +193,7 @@ def test_gradient_checkpointing_changes_no_gradient(has_adapter: bool) -> None:
             attach_adapter(model, Adapter(options, Path(), ""), seed=1)
             for tensor in adapter_tensors(model).values():
                 torch.nn.init.normal_(tensor, std=0.1, generator=torch.Generator().manual_seed(2))
-        model.model.gradient_checkpointing = is_on
+        model.model.set_checkpointing(Checkpointing() if is_on else None)
         calls: list[int] = []
         model.model.layers[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         seed_dropout(model, [5, 6])

@@ -59,7 +59,7 @@ COMMON: dict[str, Any] = {
 QLORA: dict[str, Any] = {
     "quantize": "nf4",
     "precision": "fp32",
-    "gradient_checkpointing": True,
+    "gradient_checkpointing": "attention",
     "optimizer.name": "adamw8bit",
 }
 COMMAND_OPTIONS: dict[str, dict[str, Any]] = {

@@ -32,7 +32,8 @@ from tests.helpers.training import (
 )
 from train import distributed
 from train.grpo_run import resolve_run
-from train.monitoring.run_memory import plan_run_memory
+from train.monitoring.memory_plan import plan_memory
+from train.monitoring.run_memory import describe_step
 from train.options import GrpoOptions
 from train.run.start import start
 from train.trainer import Trainer
@@ -226,7 +227,7 @@ def test_memory_is_planned_without_drawing_answers(options: dict[str, Any], tmp_
     trainer.close()
     spec, batches = trainer.spec, trainer.batches
     batches._model = None
-    plan = plan_run_memory(spec, trainer.model, trainer.compute_plan, batches, process_bytes=0)
+    plan = plan_memory(describe_step(spec, trainer.model, trainer.compute_plan, batches))
     config = spec.model_config
     width = config.num_key_value_heads * config.head_dim
     # 4 prompts with 3 answers, each in a row of 128.

@@ -74,7 +74,8 @@ def test_changes_save_what_they_name() -> None:
     assert names[0].startswith("--micro_batch 32: ") and all(size > 0 for _, size in savings)
     assert "--precision bf16" in names
     assert [name.split(":")[0] for name in names if "--adapter" in name or "grad" in name] == [
-        "--gradient_checkpointing true",
+        "--gradient_checkpointing attention",
+        "--gradient_checkpointing layers",
         "--adapter lora",
         "--adapter lora --quantize nf4",
     ]
@@ -109,7 +110,7 @@ def test_33b_config_is_planned_as_it_is_trained(
     plan = plan_config(monkeypatch, tmp_path / "plan.json", config, *arguments)
     workload = plan["workload"]
     assert (workload["quantization"], workload["optimizer"]) == ("nf4", "paged_adamw8bit")
-    assert workload["lora"]["dtype"] == "bf16" and workload["checkpointing"]
+    assert workload["lora"]["dtype"] == "bf16" and workload["checkpointing"] == "layers"
     assert workload["is_packed"] and not workload["is_compiled"]
     assert 20e9 < plan["peak_bytes"] < 23 * GIB
     assert plan["largest_micro_batch"]["24"] >= workload["micro_rows"] == 1
@@ -120,6 +121,47 @@ def test_33b_config_is_planned_as_it_is_trained(
         monkeypatch, tmp_path / "plan.json", config, *arguments, "--evaluation.examples", "3"
     )
     assert plan["peak_phase"] == "generation" and plan["largest_micro_batch"]["24"] == 0
+
+
+def test_43m_at_100_000_tokens_fits_8_gib(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a recipe for a consumer GPU, or a laptop, that it cannot hold."""
+    config, file = root / "configs" / "long-43m.yaml", tmp_path / "plan.json"
+    arguments = ["--base", "none", "--vocab_size", "65000", "--device"]
+    for device in ("cuda", "cpu"):
+        plan = plan_config(monkeypatch, file, config, *arguments, device)
+        workload = plan["workload"]
+        assert (workload["length"], workload["checkpointing"]) == (100_000, "attention")
+        assert plan["peak_bytes"] < 0.9 * 8 * GIB and plan["host_bytes"] == 0
+        # A vector of the row is 0.1 GB: the kept ones are a share of what there would be.
+        plain = plan_config(
+            monkeypatch, file, config, *arguments, device, "--gradient_checkpointing", "none"
+        )
+        assert plain["peak_bytes"] > 2.5 * plan["peak_bytes"]
+
+
+def test_7b_with_lora_at_100_000_tokens_fits_40_gib(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents a recipe that a card of 40 GiB, or a machine of 64 GB, cannot hold."""
+    config, file = root / "configs" / "long-7b-lora.yaml", tmp_path / "plan.json"
+    # A row of one example needs no mask.
+    arguments = ["--base", "none", "--vocab_size", "32000", "--device", "cuda", "--packed", "false"]
+    plan = plan_config(monkeypatch, file, config, *arguments)
+    workload = plan["workload"]
+    assert (workload["length"], workload["lora"]["rank"]) == (100_000, 32)
+    assert workload["quantization"] == "nf4" and workload["offloads"]
+    assert plan["peak_bytes"] < 24 * GIB
+    assert f"host      {plan['host_bytes'] / 1e9:,.2f} GB" in capsys.readouterr().out
+    # The input of each layer in bf16, rounded up to a power of two.
+    assert 2 * 32 * 100_000 * 4096 < plan["host_bytes"] < 40e9
+    # The inputs of the layers would need them on the card.
+    there = plan_config(monkeypatch, file, config, *arguments, "--offload_activations", "false")
+    assert there["peak_bytes"] - plan["peak_bytes"] > 20e9 and there["host_bytes"] == 0
 
 
 def test_rows_of_pairs_and_of_drawn_answers_are_planned(

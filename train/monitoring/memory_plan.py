@@ -19,13 +19,14 @@ from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath, loss_chunk_size
 from model.nf4 import BLOCK_SIZE, SCALE_BLOCK_SIZE
 from model.precision import Precision
+from model.recomputation import TILE_POSITIONS
 from train.optimizer import (
     MIN_8BIT_ELEMENTS,
     MIN_PAGED_ELEMENTS,
     MOMENT_BLOCK_SIZE,
     choose_dtype,
 )
-from train.options import OptimizerName
+from train.options import GradientCheckpointing, OptimizerName
 
 # 4 bits, an 8-bit scale for a block of weights and an fp32 scale for a block of scales.
 NF4_BITS = 4 + 8 / BLOCK_SIZE + 32 / (BLOCK_SIZE * SCALE_BLOCK_SIZE)
@@ -65,6 +66,8 @@ HEAP_WASTE_LARGEST_COPIES = 6.5
 MIN_RATIO_OF_WASTED_COPIES = 3
 # What the heap wastes differs from run to run; this share of the peak is added.
 HEAP_VARIATION = 0.03
+# The longest prompt of a sample of text.
+SAMPLE_TOKENS = 256
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
 
 
@@ -83,8 +86,8 @@ class Workload:
     optimizer: OptimizerName = "muon"
     lora: LoraOptions | None = None  # None: all weights train
     quantization: Quantization | None = None  # of the linear layers below an adapter
-    checkpointing: bool = False
-    """Keep only the input of each layer, and compute the layer again in the backward pass."""
+    checkpointing: GradientCheckpointing = "none"  # what is kept of each layer
+    offloads: bool = False  # it waits in the memory of the host
     scored_tokens: int = SCORED_TOKENS  # positions that an evaluation scores together
     answer_rows: int = 1  # prompts that an evaluation answers together
     sampled_rows: int = 0  # answers that are drawn together, to train on them
@@ -104,6 +107,21 @@ class Workload:
     def num_targets(self) -> int:
         """Positions of a micro-batch that have a loss."""
         return self.tokens if self.targets is None else self.targets
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether training computes the feed-forward networks of a row in several tiles."""
+        return self.checkpointing != "none" and self.length > TILE_POSITIONS
+
+    @property
+    def kept_layers(self) -> int:
+        """Layers whose kept tensors are in the memory of the device at a time.
+
+        If they wait on the host, those of the layer that computes are there, and of its neighbor.
+        """
+        layers = self.config.num_hidden_layers
+        is_elsewhere = self.offloads and self.device == "cuda"
+        return min(layers, 2) if is_elsewhere else layers
 
     @property
     def compute_bytes(self) -> int:
@@ -239,13 +257,13 @@ def _heap_waste(workload: Workload) -> float:
     if workload.quantization is not None:
         is_narrow = workload.compute_bytes < 4
         share = HEAP_WASTE_QUANTIZED_16_BIT if is_narrow else HEAP_WASTE_QUANTIZED
-    if workload.checkpointing:
+    if workload.checkpointing != "none":
         share = HEAP_WASTE_CHECKPOINTING
-    activations = _heap_bytes(_activations(replace(workload, checkpointing=False)))
+    activations = _heap_bytes(_activations(replace(workload, checkpointing="none")))
     waste = share * activations
     if workload.quantization is not None:
         waste += _dequantized_heap_waste(workload)
-    if workload.lora is None and not workload.checkpointing:
+    if workload.lora is None and workload.checkpointing == "none":
         weights = workload.config.num_hidden_layers * sum(_linear_sizes(workload.config))
         gradients = (4 + narrow) * weights
         waste += min(HEAP_WASTE_GRADIENTS * gradients, largest * activations)
@@ -415,61 +433,102 @@ def saved_tensors(workload: Workload) -> dict[str, float]:
     On a CPU and in compiled code, norms, rotary embedding and SwiGLU save their inputs only
     (`model.autograd_ops`). The plain formulas, which an eager GPU runs, save some results as well.
     """
-    config, lora = workload.config, workload.lora
-    n, e = workload.tokens, workload.compute_bytes
-    hidden, width = n * config.hidden_size, n * config.intermediate_size
+    return _attention_saved(workload) | _feed_forward_saved(workload, workload.tokens)
+
+
+def _attention_saved(workload: Workload) -> dict[str, float]:
+    """Return what the norm before attention, and attention, save."""
+    config, n, e = workload.config, workload.tokens, workload.compute_bytes
     query = n * config.num_attention_heads * config.head_dim
     key = n * config.num_key_value_heads * config.head_dim
-    is_plain = workload.device == "cuda" and not workload.is_compiled
-    # Under autocast every layer converts the input for itself, unless it has that type already.
-    is_converted = e < workload.weight_bytes
-    has_dropout = lora is not None and lora.dropout > 0
-
-    def inputs(names: tuple[str, ...], size: int, *, is_kept: bool = False) -> float:
-        """Return the bytes of the inputs of some layers that read the same vector.
-
-        A layer saves its input if it trains or has an adapter. `is_kept`: others save it anyway.
-        """
-        saving = [name for name in names if lora is None or name in lora.targets]
-        if has_dropout:
-            # The input after dropout, and the mask of what is kept.
-            return len(saving) * size * (e + 1)
-        if is_kept or not saving:
-            return 0.0
-        return size * e * (len(saving) if is_converted else 1)
-
-    # The input of each in fp32, and its inverse root mean square.
-    norms = 2 * hidden * 4 + 2 * n * 4
-    if is_plain and lora is None:
-        # Their quotient, which the gradient of the scale needs.
-        norms += 2 * hidden * 4
-    weights = 0.0
-    if is_converted:
-        weights += 2 * sum(_linear_sizes(config))
-    if lora is not None and e < workload.adapter_bytes:
-        weights += 2 * sum(_adapter_sizes(workload))
+    names = ("q_proj", "k_proj", "v_proj")
+    inputs = _saved_inputs(workload, names, n * config.hidden_size)
     return {
-        "norms": norms,
-        "inputs of q, k, v": inputs(("q_proj", "k_proj", "v_proj"), hidden),
+        "norm of attention": _saved_by_norm(workload, n),
+        "inputs of q, k, v": inputs,
         "q, k, v": (query + 2 * key) * e,
         # The boolean mask becomes an addend of the scores in every layer.
         "mask": workload.is_packed * workload.tokens * workload.length * e,
         "attention": query * e + n * config.num_attention_heads * 4,
-        "input of o": inputs(("o_proj",), query, is_kept=True),
-        "inputs of gate, up": inputs(("gate_proj", "up_proj"), hidden),
-        "gate, up": (2 + is_plain) * width * e,
-        "input of down": inputs(("down_proj",), width),
-        "low rank": n * lora.rank * e * len(lora.targets) if lora is not None else 0.0,
-        "converted weights": weights,
+        "input of o": _saved_inputs(workload, ("o_proj",), query, is_kept=True),
+        **_saved_by_weights(workload, (*names, "o_proj"), n, "attention"),
+    }
+
+
+def _feed_forward_saved(workload: Workload, n: int) -> dict[str, float]:
+    """Return what the second norm and the feed-forward network save of `n` positions."""
+    config = workload.config
+    width = n * config.intermediate_size
+    is_plain = workload.device == "cuda" and not workload.is_compiled
+    names = ("gate_proj", "up_proj")
+    return {
+        "norm of feed-forward": _saved_by_norm(workload, n),
+        "inputs of gate, up": _saved_inputs(workload, names, n * config.hidden_size),
+        "gate, up": (2 + is_plain) * width * workload.compute_bytes,
+        "input of down": _saved_inputs(workload, ("down_proj",), width),
+        **_saved_by_weights(workload, (*names, "down_proj"), n, "feed-forward"),
+    }
+
+
+def _saved_by_norm(workload: Workload, n: int) -> float:
+    """Return the bytes of the input in fp32, and of its inverse root mean square."""
+    hidden = n * workload.config.hidden_size * 4
+    is_plain = workload.device == "cuda" and not workload.is_compiled
+    # The gradient of the scale needs their quotient.
+    return hidden * (2 if is_plain and workload.lora is None else 1) + n * 4
+
+
+def _saved_inputs(
+    workload: Workload, names: tuple[str, ...], size: int, *, is_kept: bool = False
+) -> float:
+    """Return the bytes of the inputs of some layers that read the same vector of `size` numbers.
+
+    A layer saves its input if it trains or has an adapter. `is_kept`: others save it anyway.
+    """
+    lora, e = workload.lora, workload.compute_bytes
+    saving = [name for name in names if lora is None or name in lora.targets]
+    if lora is not None and lora.dropout > 0:
+        # The input after dropout, and the mask of what is kept.
+        return len(saving) * size * (e + 1)
+    if is_kept or not saving:
+        return 0.0
+    # Under autocast every layer converts the input for itself, unless it has that type already.
+    return size * e * (len(saving) if e < workload.weight_bytes else 1)
+
+
+def _saved_by_weights(
+    workload: Workload, names: tuple[str, ...], n: int, place: str
+) -> dict[str, float]:
+    """Return the bytes of the low-rank vectors of some layers, and of their converted weights."""
+    lora, e = workload.lora, workload.compute_bytes
+    shapes = linear_shapes(workload.config)
+    converted = 0.0
+    if e < workload.weight_bytes:
+        converted += 2 * sum(shapes[name][0] * shapes[name][1] for name in names)
+    targets = [name for name in names if lora is not None and name in lora.targets]
+    rank = 0 if lora is None else lora.rank
+    if e < workload.adapter_bytes:
+        converted += 2 * rank * sum(sum(shapes[name]) for name in targets)
+    return {
+        f"low rank of {place}": n * rank * e * len(targets),
+        f"converted weights of {place}": converted,
     }
 
 
 def _layer_activations(workload: Workload) -> list[Tensors]:
-    """Return the saved tensors of one block."""
+    """Return the saved tensors of one block, which may be computed a second time."""
     config, n = workload.config, workload.tokens
     largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
+    saved = saved_tensors(workload)
+    if workload.is_tiled:
+        # The rest is in the temporaries of the tiles, which are gone when attention follows.
+        saved = _attention_saved(workload)
+        if workload.weight_bytes == 4:
+            saved["norm of attention"] -= n * config.hidden_size * 4  # the input is kept anyway
+    if workload.checkpointing == "attention":
+        del saved["attention"]  # it is among what is kept
     terms = []
-    for num_bytes in saved_tensors(workload).values():
+    for num_bytes in saved.values():
         # Each is several tensors, of which none is larger than an intermediate vector, except the
         # mask; the size matters for the heap alone.
         count = max(1, round(num_bytes / largest))
@@ -481,6 +540,25 @@ def _repeat(terms: list[Tensors], times: int) -> list[Tensors]:
     return [Tensors(term.part, term.num_bytes, term.count * times) for term in terms]
 
 
+def kept_tensors(workload: Workload) -> list[float]:
+    """Return the bytes of what gradient checkpointing keeps of a layer, besides weights."""
+    config, n = workload.config, workload.tokens
+    kept: list[float] = [n * config.hidden_size * workload.weight_bytes]
+    if workload.checkpointing == "attention":
+        heads = n * config.num_attention_heads
+        kept += [heads * config.head_dim * workload.compute_bytes, heads * 4]
+    return kept
+
+
+def count_host_bytes(workload: Workload) -> int:
+    """Return the memory of the host that activations take beside a GPU."""
+    if workload.checkpointing == "none" or not workload.offloads:
+        return 0
+    # PyTorch's allocator of page-locked memory rounds up to powers of two.
+    sizes = [1 << (math.ceil(num_bytes) - 1).bit_length() for num_bytes in kept_tensors(workload)]
+    return workload.config.num_hidden_layers * sum(sizes)
+
+
 def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tensors]:
     """Return what is saved for the backward pass when the forward pass is done.
 
@@ -489,10 +567,12 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
     config, n = workload.config, workload.tokens
     layers = config.num_hidden_layers
     vector = n * config.hidden_size * workload.weight_bytes
-    if workload.checkpointing:
-        saved = [Tensors("activations", vector, layers)]
-    else:
+    if workload.checkpointing == "none":
         saved = _repeat(_layer_activations(workload), layers)
+    else:
+        saved = [
+            Tensors("activations", size, workload.kept_layers) for size in kept_tensors(workload)
+        ]
     return [
         *saved,
         # Its input and output.
@@ -598,13 +678,16 @@ def _logits(workload: Workload) -> list[Tensors]:
 
 def _layer_gradients(workload: Workload) -> list[Tensors]:
     """Return the temporaries of the backward pass of one block, beyond what it frees."""
+    if workload.is_tiled:
+        return max(_tile(workload), _attention_gradients(workload), key=_total)
     config, n, e = workload.config, workload.tokens, workload.compute_bytes
     hidden, width = n * config.hidden_size, n * config.intermediate_size
     saves_product = workload.lora is None or "down_proj" in workload.lora.targets
     # Gradients of gate, up and their product; the product itself is freed.
     num_bytes = (2 if saves_product else 3) * width * e
-    # The tensors of the last norm are freed; two gradients of the residual stream are there.
-    num_bytes -= hidden * workload.weight_bytes
+    if workload.checkpointing == "none":
+        # The tensors of the last norm are freed; two gradients of the residual stream are there.
+        num_bytes -= hidden * workload.weight_bytes
     if e < workload.weight_bytes:
         num_bytes += 2 * hidden * e
     if workload.weight_bytes < 4:
@@ -614,6 +697,51 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
     weight *= 4 + (e if e < 4 else 0)
     part = "temporaries"
     return [Tensors(part, max(0, num_bytes) / 3, 3), Tensors(part, weight)]
+
+
+def _total(terms: Iterable[Tensors]) -> float:
+    return sum(tensors.total for tensors in terms)
+
+
+def _tile(workload: Workload) -> list[Tensors]:
+    """Return what is there while the last tile of a feed-forward network has its backward pass."""
+    config, e = workload.config, workload.compute_bytes
+    tokens = workload.micro_rows * TILE_POSITIONS
+    saves_product = workload.lora is None or "down_proj" in workload.lora.targets
+    part = "temporaries"
+    sizes = _linear_sizes(config)[4:] if workload.lora is None else _adapter_sizes(workload)
+    return [
+        *(Tensors(part, size) for size in _feed_forward_saved(workload, tokens).values()),
+        # Gradients of gate, up and their product.
+        Tensors(part, tokens * config.intermediate_size * e, 2 if saves_product else 3),
+        # The result of a tile, and the gradients before and after its norm.
+        Tensors(part, tokens * config.hidden_size * workload.weight_bytes, 3),
+        # The input of all tiles, and the gradients of their output and of the input.
+        Tensors(part, workload.tokens * config.hidden_size * workload.weight_bytes, 3),
+        # Gradients of the weights: of this tile, and the sum of the others.
+        Tensors(part, 4 * sum(sizes), 2),
+    ]
+
+
+def _attention_gradients(workload: Workload) -> list[Tensors]:
+    """Return the temporaries of the backward pass of attention."""
+    config, n, e = workload.config, workload.tokens, workload.compute_bytes
+    query = n * config.num_attention_heads * config.head_dim
+    key = n * config.num_key_value_heads * config.head_dim
+    part = "temporaries"
+    terms = [
+        # Of the residual stream, of the output, of q, k and v, and of what one of them was
+        # before it was rotated.
+        Tensors(part, n * config.hidden_size * workload.weight_bytes),
+        Tensors(part, query * e, 3),
+        Tensors(part, key * e, 2),
+    ]
+    if workload.device == "cuda":
+        # The kernels add up the gradient of q in fp32, and those of k and v for every query head.
+        terms.append(Tensors(part, query * 4))
+        if key < query:
+            terms.append(Tensors(part, query * e, 2))
+    return terms
 
 
 def _head_gradients(workload: Workload) -> list[Tensors]:
@@ -628,14 +756,15 @@ def _head_gradients(workload: Workload) -> list[Tensors]:
 
 def _backward_start(workload: Workload) -> list[Tensors]:
     """Almost all activations are there, and the temporaries of the last block."""
+    is_kept = workload.checkpointing == "none"
     return [
         *_resident(workload),
         *_waiting_gradients(workload),
         # A block is computed again after the backward pass of the last norm.
-        *_activations(workload, has_last_norm=not workload.checkpointing),
-        *(_layer_activations(workload) if workload.checkpointing else []),
+        *_activations(workload, has_last_norm=is_kept),
+        *([] if is_kept else _layer_activations(workload)),
         *_dequantized(workload),
-        *_head_gradients(workload),
+        *([] if workload.is_tiled else _head_gradients(workload)),
         *_layer_gradients(workload),
     ]
 
@@ -678,32 +807,41 @@ def _update(workload: Workload) -> list[Tensors]:
 def _scoring(workload: Workload) -> list[Tensors]:
     """Return the phase of an evaluation that scores text, without gradients."""
     config, tokens = workload.config, workload.scored_tokens
+    rows = max(1, tokens // workload.length)
+    # Text is scored in short windows.
+    tile = min(tokens, rows * TILE_POSITIONS)
     chunk = min(tokens, loss_chunk_size(torch.device(workload.device))) * config.vocab_size
     part = "logits and loss"
     return [
         *_resident(workload),
-        *_forward_temporaries(workload, tokens),
+        *_forward_temporaries(workload, tokens, tile),
         # Logits, and log-probabilities in fp32.
         Tensors(part, chunk * workload.weight_bytes),
         Tensors(part, chunk * 4),
     ]
 
 
-def _forward_temporaries(workload: Workload, tokens: int) -> list[Tensors]:
-    """Return the temporaries of a forward pass without gradients."""
-    config, num_bytes = workload.config, tokens * workload.weight_bytes
-    width = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
+def _forward_temporaries(workload: Workload, tokens: int, tile: int) -> list[Tensors]:
+    """Return the temporaries of a forward pass without gradients.
+
+    `tile` positions go through a feed-forward network together.
+    """
+    config, num_bytes = workload.config, workload.weight_bytes
+    query = tokens * config.num_attention_heads * config.head_dim
+    # q, k and v, and with short rows the output is no larger than what a feed-forward network has.
+    wide = max(query, tile * config.intermediate_size)
     part = "temporaries"
     return [
-        Tensors(part, num_bytes * config.hidden_size, 2),
-        Tensors(part, num_bytes * width, 3),
+        Tensors(part, num_bytes * tokens * config.hidden_size, 2),
+        Tensors(part, num_bytes * wide, 3 if tile == tokens else 4),
         *_dequantized(workload),
     ]
 
 
 def _generation(workload: Workload) -> list[Tensors]:
     """Return the phase of an evaluation that answers prompts."""
-    rows, length = workload.answer_rows, workload.length
+    rows = workload.answer_rows
+    length = workload.length if workload.is_packed else min(workload.length, SAMPLE_TOKENS)
     return [
         *_resident(workload),
         *_decoding(workload, rows, length + workload.new_tokens),
@@ -749,9 +887,10 @@ def _decoding(workload: Workload, rows: int, positions: int) -> list[Tensors]:
 
 def _prefill(workload: Workload, prompts: int, length: int) -> list[Tensors]:
     """Return the temporaries of prompts of some length, the mask of padding among them."""
-    mask = prompts * length**2
+    # A single prompt has no padding, and needs no mask.
+    mask = prompts * length**2 if prompts > 1 else 0
     return [
-        *_forward_temporaries(workload, prompts * length),
+        *_forward_temporaries(workload, prompts * length, prompts * length),
         Tensors("temporaries", mask * workload.weight_bytes),
         Tensors("temporaries", mask),
     ]

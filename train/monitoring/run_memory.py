@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.machine import resident_memory_bytes
+from common.machine import resident_memory_bytes, total_memory_bytes
 from data.batching.collate import Batch, BatchLoader
+from evaluate.metrics.language_model import count_scored_rows
 from model.llama import Llama
-from train.autotune import ComputePlan
+from train.autotune import MAX_MEMORY_FRACTION, ComputePlan
 from train.monitoring.memory_plan import (
     BITSANDBYTES_BYTES,
     SCORED_TOKENS,
-    MemoryPlan,
     Workload,
-    plan_memory,
 )
 from train.options import TrainOptions
 from train.run.spec import RunSpec
@@ -26,8 +25,6 @@ from train.run.spec import RunSpec
 LATE_BYTES = 40 << 20
 # Prompts that an evaluation answers together, by default of `generate_batch`.
 ANSWER_ROWS = 16
-# Packed rows that an evaluation scores together, if a micro-batch has no more.
-SCORED_ROWS = 8
 
 
 def describe_run(
@@ -45,6 +42,7 @@ def describe_run(
         "lora": adapter.options if adapter is not None else None,
         "quantization": adapter.quantize if adapter is not None else None,
         "checkpointing": options.gradient_checkpointing,
+        "offloads": options.offload_activations,
         "answer_rows": min(ANSWER_ROWS, options.num_answered),
         "sampled_rows": options.sampled_rows,
         "samples": options.samples,
@@ -58,7 +56,15 @@ def describe_run(
 
 def count_scored_tokens(*, is_packed: bool, micro_rows: int, length: int) -> int:
     """Return the positions that an evaluation scores together: windows of text or packed rows."""
-    return max(SCORED_ROWS, micro_rows) * length if is_packed else SCORED_TOKENS
+    return max(count_scored_rows(length), micro_rows) * length if is_packed else SCORED_TOKENS
+
+
+def available_memory_bytes(device: torch.device) -> float:
+    """Return the memory that a run may plan with: of the machine, or nine tenths of a GPU's."""
+    if device.type == "cpu":
+        return total_memory_bytes()
+    _, num_bytes = torch.cuda.mem_get_info(device)
+    return MAX_MEMORY_FRACTION * num_bytes
 
 
 def measure_process_bytes(model: Llama) -> int:
@@ -70,14 +76,10 @@ def measure_process_bytes(model: Llama) -> int:
     return num_bytes - BITSANDBYTES_BYTES if "bitsandbytes" in sys.modules else num_bytes
 
 
-def plan_run_memory(
-    spec: RunSpec,
-    model: Llama,
-    compute_plan: ComputePlan,
-    batches: BatchLoader[Any],
-    process_bytes: int,
-) -> MemoryPlan:
-    """Return the plan of a run in a process that is as large without its model.
+def describe_step(
+    spec: RunSpec, model: Llama, compute_plan: ComputePlan, batches: BatchLoader[Any]
+) -> Workload:
+    """Return the workload of a run with its data.
 
     A typical step tells how many positions have a loss, and whether rows hold several examples.
     """
@@ -86,7 +88,7 @@ def plan_run_memory(
     is_packed = batch.segments is not None
     # Answers that are not drawn yet may be longer than typical ones.
     is_unknown = batches.depends_on_weights
-    workload = describe_run(
+    return describe_run(
         model,
         compute_plan,
         spec.options,
@@ -99,7 +101,6 @@ def plan_run_memory(
             is_packed=is_packed, micro_rows=micro_rows, length=length
         ),
     )
-    return plan_memory(workload, process_bytes)
 
 
 def count_targets(batch: Batch, micro_rows: int) -> int:

@@ -20,9 +20,16 @@ from model.llama import Llama
 from model.lora import Adapter, attach_adapter
 from model.precision import DTYPES
 from model.reading_heads import init_reading_heads
+from model.recomputation import Checkpointing
 from train import distributed
 from train.autotune import resolve_compute_plan
-from train.monitoring.run_memory import measure_process_bytes, plan_run_memory
+from train.monitoring.memory_plan import plan_memory
+from train.monitoring.memory_savings import suggest_fit
+from train.monitoring.run_memory import (
+    available_memory_bytes,
+    describe_step,
+    measure_process_bytes,
+)
 from train.options import TrainOptions
 from train.run.directory import RunDir
 from train.run.spec import RunSpec
@@ -61,8 +68,10 @@ def start(spec: RunSpec) -> Trainer:
         precision=compute_plan.precision,
         micro_rows=compute_plan.micro_rows,
     )
-    memory = plan_run_memory(spec, model, compute_plan, plan.batches, process_bytes)
-    print_run_summary(spec, run, model, plan, compute_plan, memory.peak_bytes)
+    workload = describe_step(spec, model, compute_plan, plan.batches)
+    peak_bytes = plan_memory(workload, process_bytes).peak_bytes
+    advice = suggest_fit(workload, process_bytes, available_memory_bytes(spec.device))
+    print_run_summary(spec, run, model, plan, compute_plan, peak_bytes, advice)
     return Trainer(spec, run, model, plan, compute_plan)
 
 
@@ -95,8 +104,18 @@ def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
     weights.set_unused_ids(model, spec.tokenizer)
     # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
-    model.model.gradient_checkpointing = spec.options.gradient_checkpointing
+    model.model.set_checkpointing(_resolve_checkpointing(spec.options))
     return model.train()
+
+
+def _resolve_checkpointing(options: TrainOptions) -> Checkpointing | None:
+    """Return what training keeps of each layer, or None if it keeps everything."""
+    if options.gradient_checkpointing == "none":
+        return None
+    return Checkpointing(
+        keeps_attention=options.gradient_checkpointing == "attention",
+        offloads=options.offload_activations,
+    )
 
 
 def _rebuild_initial_model(spec: RunSpec) -> Llama:

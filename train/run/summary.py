@@ -28,12 +28,13 @@ def print_run_summary(
     plan: TrainingPlan,
     compute_plan: ComputePlan,
     memory_bytes: int,
+    memory_advice: str | None = None,
 ) -> None:
     """Print the model, the data, the device and the run directory, with advice if something is off.
 
-    `memory_bytes` is the planned peak.
+    `memory_bytes` is the planned peak; `memory_advice` says what to do if it is too much.
 
-    The advice concerns too many epochs, a missing validation split, and a run too long for a CPU.
+    Other advice concerns too many epochs, a missing validation split, and a run too long for a CPU.
     """
     options = spec.options
     flops = estimate_run_flops(model, plan)
@@ -57,6 +58,8 @@ def print_run_summary(
         f"{', compiled' if compute_plan.compile else ''}; "
         f"about {memory_bytes / 1e9:.1f} GB of memory"
     )
+    if memory_advice is not None:
+        _print_note(memory_advice)
     if spec.device.type == "cpu" and flops > MAX_CPU_FLOPS:
         _print_note("this takes a CPU many hours: use fewer --max_steps or a smaller model")
     world_size = distributed.world_size()

@@ -14,6 +14,7 @@ from model.lora import Adapter, attach_adapter
 from model.lora_options import LoraOptions
 from model.nf4 import Nf4Linear, is_quantizable
 from model.precision import DTYPES
+from model.recomputation import Checkpointing
 from train.autotune import autocast
 from train.monitoring.memory_plan import (
     MemoryPlan,
@@ -53,7 +54,7 @@ QLORA_33B = Workload(
     optimizer="adamw8bit",
     lora=LoraOptions(rank=64, targets=SEVEN, dtype="bf16"),
     quantization="nf4",
-    checkpointing=True,
+    checkpointing="layers",
     has_base=True,
     device="cuda",
 )
@@ -71,7 +72,9 @@ def build_model(workload: Workload) -> Llama:
                 setattr(model.get_submodule(parent), child, Nf4Linear(weight))
     if workload.lora is not None:
         attach_adapter(model, Adapter(workload.lora, Path(), ""), seed=0)
-    model.model.gradient_checkpointing = workload.checkpointing
+    if workload.checkpointing != "none":
+        keeps_attention = workload.checkpointing == "attention"
+        model.model.set_checkpointing(Checkpointing(keeps_attention, workload.offloads))
     return model
 
 
@@ -103,6 +106,33 @@ def measure_saved_bytes(workload: Workload) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run_loss(model, workload)
     return sum(sizes.values())
+
+
+def measure_peak_of_a_pass(workload: Workload) -> int:
+    """Return the most bytes that are allocated at a time in a forward and a backward pass."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model = build_model(workload)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run_loss(model, workload).backward()
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    peak = allocated = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
+
+
+def planned_peak_of_a_pass(workload: Workload) -> int:
+    """Return the same of the plan."""
+    plan = plan_memory(workload)
+    transient = ("activations", "logits and loss", "gradients", "temporaries")
+    return max(
+        sum(plan.phases[name].get(part, 0) for part in transient)
+        for name in ("loss", "backward of the last layer", "backward of the first layer")
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,11 +196,12 @@ def test_weights_gradients_and_states_are_those_of_a_step(
         {"precision": "bf16"},
         {"loss_path": "full"},
         {"lora": LoraOptions(rank=4)},
-        {"checkpointing": True},
-        {"checkpointing": True, "lora": LoraOptions(rank=4, targets=SEVEN)},
+        {"checkpointing": "layers"},
+        {"checkpointing": "layers", "lora": LoraOptions(rank=4, targets=SEVEN)},
+        {"checkpointing": "attention"},
         QLORA,
         {**QLORA, "precision": "bf16"},
-        {**QLORA, "precision": "bf16", "checkpointing": True},
+        {**QLORA, "precision": "bf16", "checkpointing": "layers"},
         {"config": LlamaConfig(vocab_size=4000, **SHAPE)},
         {"config": LlamaConfig(vocab_size=4000, **{**SHAPE, "tie_word_embeddings": True})},
     ],
@@ -179,26 +210,34 @@ def test_weights_gradients_and_states_are_those_of_a_step(
 @pytest.mark.slow
 def test_peak_of_a_pass_is_what_the_allocator_reports(changes: dict[str, Any]) -> None:
     """Prevents a phase whose temporaries are not counted, and one that counts what is freed."""
-    from torch.profiler import ProfilerActivity, profile
-
     workload = replace(WORKLOAD, length=64, micro_rows=8, **changes)
-    model = build_model(workload)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run_loss(model, workload).backward()
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    peak = allocated = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    plan = plan_memory(workload)
-    transient = ("activations", "logits and loss", "gradients", "temporaries")
-    planned = max(
-        sum(plan.phases[name].get(part, 0) for part in transient)
-        for name in ("loss", "backward of the last layer", "backward of the first layer")
-    )
-    assert peak <= planned <= 1.15 * peak
+    peak = measure_peak_of_a_pass(workload)
+    assert peak <= planned_peak_of_a_pass(workload) <= 1.15 * peak
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpointing": "layers"},
+        {"checkpointing": "attention"},
+        {"checkpointing": "attention", "precision": "bf16"},
+        {"checkpointing": "layers", "lora": LoraOptions(rank=4, targets=SEVEN)},
+        {**QLORA, "checkpointing": "attention", "precision": "bf16"},
+    ],
+    ids=str,
+)
+@pytest.mark.slow
+def test_peak_of_a_long_row_is_what_the_allocator_reports(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a plan without the tiles of long rows, or without what is kept of attention."""
+    for module in ("model.recomputation", "train.monitoring.memory_plan"):
+        monkeypatch.setattr(f"{module}.TILE_POSITIONS", 16)
+    shape = {"num_hidden_layers": 6, "intermediate_size": 160, "max_position_embeddings": 256}
+    config = LlamaConfig(96, **{**SHAPE, **shape})
+    workload = replace(WORKLOAD, config=config, length=256, micro_rows=8, **changes)
+    peak = measure_peak_of_a_pass(workload)
+    assert peak <= planned_peak_of_a_pass(workload) <= 1.15 * peak
 
 
 def test_33b_with_qlora_fits_a_card_of_24_gib() -> None:
@@ -253,7 +292,7 @@ def test_more_work_never_needs_less_memory(device: Any, lora: LoraOptions | None
     assert plan_memory(replace(base, targets=5)).peak_bytes <= plan_memory(base).peak_bytes
     if device == "cuda":
         # On a CPU the heap may waste what it saves.
-        checkpointed = plan_memory(replace(base, checkpointing=True))
+        checkpointed = plan_memory(replace(base, checkpointing="layers"))
         assert checkpointed.peak_bytes <= plan_memory(base).peak_bytes
     states = [
         plan_memory(replace(base, optimizer=name)).phases["update"]["optimizer state"]

@@ -35,17 +35,17 @@ def test_a_quantized_run_is_planned_as_one() -> None:
         adapter="lora",
         quantize="nf4",
         lora=lora,
-        gradient_checkpointing=True,
+        gradient_checkpointing="layers",
         optimizer=OptimizerOptions(name="paged_adamw8bit").model_dump(),
     )
     workload = describe_run(model, PLAN, options)
-    assert (workload.quantization, workload.checkpointing) == ("nf4", True)
+    assert (workload.quantization, workload.checkpointing) == ("nf4", "layers")
     assert (workload.optimizer, workload.precision) == ("paged_adamw8bit", "bf16")
     assert workload.adapter_bytes == workload.weight_bytes == 2
     # 100 dev questions are answered in batches, with 48 ids each.
     assert (workload.answer_rows, workload.new_tokens) == (16, 48)
     plain = describe_run(Llama(CONFIG), PLAN, PretrainOptions())
-    assert (plain.quantization, plain.checkpointing, plain.answer_rows) == (None, False, 1)
+    assert (plain.quantization, plain.checkpointing, plain.answer_rows) == (None, "none", 1)
 
 
 def test_answers_that_are_drawn_and_a_second_model_are_planned() -> None:

@@ -10,6 +10,7 @@ import yaml
 from common.errors import UserError
 from common.files import write_json
 from common.options import default_values
+from model.recomputation import Checkpointing
 from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
 from train.options import DpoOptions, PretrainOptions, SftOptions
@@ -62,6 +63,31 @@ def test_help_defaults_do_not_depend_on_existing_runs(
         text = " ".join(capsys.readouterr().out.split())
         default = default_values(PretrainOptions)["max_steps"]
         assert f"start (default: {default})" in text and "7654321" not in text
+
+
+def test_options_of_earlier_runs_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents runs that no longer resume because their config.yaml says true or false."""
+    for old, new in {"true": "layers", "false": "none"}.items():
+        options = PretrainOptions(data="sample").model_dump(mode="json")
+        text = yaml.safe_dump({**options, "gradient_checkpointing": old == "true"})
+        (tmp_path / "config.yaml").write_text(text)
+        write_json(tmp_path / "run.json", {"fingerprints": {}})
+        monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
+        assert parse_train_options(PretrainOptions, "pretrain", "").gradient_checkpointing == new
+
+
+def test_checkpointing_is_that_of_the_options(tmp_path: Path, shard_set: Path) -> None:
+    """Prevents options that are accepted, planned with and not used."""
+    for options, expected in (
+        ({}, None),
+        ({"gradient_checkpointing": "layers"}, Checkpointing()),
+        (
+            {"gradient_checkpointing": "attention", "offload_activations": True},
+            Checkpointing(keeps_attention=True, offloads=True),
+        ),
+    ):
+        model = build_model(build_spec(tmp_path, shard_set, **options), None)
+        assert model.model._checkpointing == expected
 
 
 def test_samples_of_a_new_model_have_tokens_only(tmp_path: Path, shard_set: Path) -> None:

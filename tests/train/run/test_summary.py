@@ -38,8 +38,10 @@ def test_summary_warns_before_the_run(
     spec = build_spec(tmp_path / "run", shard_set)
     spec = replace(spec, evaluator=StubEvaluator(6, has_data=has_data))
     plan = replace(spec.data.plan(tmp_path / "plan"), epochs=epochs)
-    print_run_summary(spec, RunDir(spec.folder), build_model(spec, None), plan, PLAN, 2 * 10**9)
+    model = build_model(spec, None)
+    print_run_summary(spec, RunDir(spec.folder), model, plan, PLAN, 2 * 10**9, "use less")
     printed = capsys.readouterr().out
+    assert "about 2.0 GB of memory\n          use less\n" in printed
     assert [note for note in (MANY_EPOCHS, NO_VALIDATION) if note in printed] == notes
     tokens = [ShardSet.open(shard_set).load_text(split).num_tokens for split in SPLITS]
     assert "{:,} tokens an epoch, {:,} held out; ".format(*tokens) in printed

@@ -65,7 +65,7 @@ def packed_losses(
             batch.targets,
             target_positions=batch.loss_indices,
             positions=batch.positions,
-            mask=batch.attention_mask(),
+            mask=batch.segments,
         )
         yield loss, len(batch.targets)
 

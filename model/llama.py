@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import autograd_ops
+from model.attention.attend import attend
+from model.attention.segments import Segments
 from model.config import LlamaConfig
 from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
@@ -161,38 +163,33 @@ class Attention(nn.Module):
         hidden_size, head_dim = config.hidden_size, config.head_dim
         num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = head_dim
-        self.is_grouped_query = num_kv_heads != num_heads
         self.q_proj = UninitializedLinear(hidden_size, num_heads * head_dim)
         self.k_proj = UninitializedLinear(hidden_size, num_kv_heads * head_dim)
         self.v_proj = UninitializedLinear(hidden_size, num_kv_heads * head_dim)
         self.o_proj = UninitializedLinear(num_heads * head_dim, hidden_size)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | Segments | None,
+        cache: LayerKVCache | None,
     ) -> Tensor:
         """Attend from x[B, T, D] to itself and the positions in the cache -> [B, T, D].
 
-        `cos` and `sin` are those of `RotaryEmbedding`. A bool `mask`[B or 1, 1, T, S], in which
-        True means "may attend", replaces the causal mask. Raises ValueError if a mask is missing.
+        `cos` and `sin` are those of `RotaryEmbedding`; see `attend` for the mask. Raises ValueError
+        if a mask is missing.
         """
         batch_size, length, _ = x.shape
         q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
         k = apply_rotary(self.k_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
         v = self.v_proj(x).view(batch_size, length, -1, self.head_dim)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, d]
         if cache is not None:
-            k, v = cache.append(k, v)
-        # A single new position may attend to everything before it: no mask is needed.
-        is_causal = mask is None and length > 1
-        if is_causal and k.shape[2] != length:
-            raise ValueError(
-                "several new positions after a filled cache need a mask: a causal mask would be "
-                "aligned with the start of the cache"
-            )
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped_query
-        )
-        return self.o_proj(out.transpose(1, 2).reshape(batch_size, length, -1))
+            keys, values = cache.append(k.transpose(1, 2), v.transpose(1, 2))
+            k, v = keys.transpose(1, 2), values.transpose(1, 2)
+        out = attend(q, k, v, mask)
+        return self.o_proj(out.reshape(batch_size, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -259,14 +256,14 @@ class LlamaModel(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return the hidden states after the final norm, [B, T, D], of ids[B, T].
 
         `positions`[T] or [B, T] default to 0, 1, 2 … or, with a cache, to counting from the cache's
-        length. A bool `mask`[B or 1, 1, T, S] (True: may attend) replaces the causal mask. Keys and
-        values are written into the cache; the caller advances its length.
+        length. A mask (see `attend`) replaces the causal one. Keys and values are written into the
+        cache; the caller advances its length.
         """
         x = self.embed_tokens(ids)
         if positions is None:
@@ -317,7 +314,7 @@ class Llama(nn.Module):
         num_correct: Tensor | None = None,
         per_target: bool = False,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
     ) -> Tensor:
         """Return logits[B, T, V] of ids[B, T] or, with `targets`, the loss summed and scaled.
 
@@ -336,7 +333,7 @@ class Llama(nn.Module):
             per_target: return log-probabilities; `scale`, `loss_path` and `num_correct` are not
                 used.
             positions: [T] or [B, T]; default: 0, 1, 2 …
-            mask: bool[B or 1, 1, T, T] (True: may attend) that replaces the causal mask.
+            mask: what replaces the causal mask, as the segments of packed rows; see `attend`.
         """
         hidden = self.model(ids, positions, mask)
         if targets is None:

@@ -85,7 +85,7 @@ class GroupObjective(Objective[GroupBatch]):
             target_positions=batch.loss_indices,
             per_target=True,
             positions=batch.positions,
-            mask=batch.attention_mask(),
+            mask=batch.segments,
         )
         advantages = batch.advantages.repeat_interleave(batch.answer_lengths)
         losses, is_clipped = clipped_losses(

@@ -120,7 +120,7 @@ class CrossEntropy(Objective[Batch]):
             scale=1 / totals[0],
             loss_path=loss_path,
             positions=batch.positions,
-            mask=batch.attention_mask(),
+            mask=batch.segments,
             num_correct=None if sums is None else sums[0],
         )
         return loss

@@ -121,7 +121,7 @@ class PreferenceObjective(Objective[PreferenceBatch]):
             target_positions=batch.loss_indices,
             per_target=True,
             positions=batch.positions,
-            mask=batch.attention_mask(),
+            mask=batch.segments,
         )
         answers = sum_answers(log_probs, batch.answer_lengths)
         margins = pair_margins(

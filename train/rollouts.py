@@ -258,7 +258,7 @@ def score_samples(
                 target_positions=on_device.loss_indices,
                 per_target=True,
                 positions=on_device.positions,
-                mask=on_device.attention_mask(),
+                mask=on_device.segments,
             )
         answers = log_probs.cpu().split(batch.answer_lengths.tolist())
         for sample, answer in zip(samples, answers, strict=True):

@@ -154,7 +154,7 @@ def loss_and_gradients(
             scale=1 / len(batch.targets),
             loss_path=loss_path,
             positions=batch.positions,
-            mask=batch.attention_mask(),
+            mask=batch.segments,
             num_correct=num_correct,
         )
     scaler.scale(loss).backward()

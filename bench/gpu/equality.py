@@ -152,14 +152,13 @@ def _one_example_at_a_time(model: Llama, batch: Batch) -> tuple[float, Gradients
     assert batch.segments is not None and batch.loss_indices is not None
     total_loss = 0.0
     total_gradients: Gradients = {}
-    # Segments are numbered from 1; 0 is padding.
-    for segment in range(1, int(batch.segments.max()) + 1):
-        positions = (batch.segments[0] == segment).nonzero().flatten()
+    for segment in batch.segments.items:
+        positions = torch.arange(segment.start, segment.stop, device=batch.ids.device)
         is_in_segment = torch.isin(batch.loss_indices, positions)
         example = Batch(
             batch.ids[:, positions],
             batch.targets[is_in_segment],
-            batch.loss_indices[is_in_segment] - int(positions[0]),
+            batch.loss_indices[is_in_segment] - segment.start,
         )
         loss, gradients = loss_and_gradients(model, example)
         # The mean over the row weights each example by its number of targets.

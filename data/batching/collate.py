@@ -13,6 +13,7 @@ from data.batching.epoch_plan import EpochPlan
 from data.batching.examples import Example
 from data.batching.packed_rows import PackedPlan
 from data.batching.text_rows import TextPlan
+from model.attention.segments import Segment, Segments
 from model.llama import Llama
 
 PlanT = TypeVar("PlanT", bound=EpochPlan)
@@ -23,7 +24,7 @@ BatchT = TypeVar("BatchT", bound="Batch")
 class Batch:
     """Rows that go through the model together.
 
-    `loss_indices` is None if every position has a loss. `segments` numbers the examples of a row,
+    `loss_indices` is None if every position has a loss. `segments` are the examples of the rows,
     which do not attend to each other and each count positions from zero; it is None if a row is one
     stretch of text.
     """
@@ -32,7 +33,7 @@ class Batch:
     targets: Tensor  # int64[N]
     loss_indices: Tensor | None = None  # int64[N], positions of the flattened B · T
     positions: Tensor | None = None  # int64[B, T]
-    segments: Tensor | None = None  # int64[B, T]
+    segments: Segments | None = None
     num_padding: int = 0  # unused positions at the ends of rows
 
     @property
@@ -42,24 +43,15 @@ class Batch:
 
     def to(self: BatchT, device: torch.device) -> BatchT:
         """Return the batch on a device; copies to a GPU are asynchronous."""
-        tensors: dict[str, Any] = {}
+        moved: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 # Only from pinned memory are copies to a GPU asynchronous.
                 source = value.pin_memory() if device.type == "cuda" else value
-                tensors[name] = source.to(device, non_blocking=True)
-        return replace(self, **tensors)
-
-    def attention_mask(self) -> Tensor | None:
-        """Return the mask of allowed attention, bool[B, 1, T, T], or None for plain causality.
-
-        A position attends to itself and to earlier positions of the same segment.
-        """
-        if self.segments is None:
-            return None
-        # [B, T, 1] == [B, 1, T] -> [B, T, T], queries by keys.
-        same_segment = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)
-        return same_segment.tril().unsqueeze(1)
+                moved[name] = source.to(device, non_blocking=True)
+            elif isinstance(value, Segments):
+                moved[name] = value.to(device)
+        return replace(self, **moved)
 
 
 class BatchLoader(abc.ABC, Generic[PlanT]):
@@ -168,13 +160,12 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     """
     shape = len(rows), length
     ids, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    positions, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    loss_mask = np.zeros(shape, bool)
+    positions, loss_mask = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    segments = []
     num_padding = 0
     for row, examples in enumerate(rows):
         offset = 0
-        # Segment 0 is the padding.
-        for segment, (example_ids, example_mask) in enumerate(examples, start=1):
+        for example_ids, example_mask in examples:
             # n + 1 ids make n positions: the inputs are all except the last id, the targets all
             # except the first.
             stop = offset + len(example_mask)
@@ -182,7 +173,7 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
             targets[row, offset:stop] = example_ids[1:]
             loss_mask[row, offset:stop] = example_mask
             positions[row, offset:stop] = np.arange(stop - offset)
-            segments[row, offset:stop] = segment
+            segments.append(Segment(row, offset, stop))
             offset = stop
         num_padding += length - offset
     loss_indices = np.flatnonzero(loss_mask)
@@ -194,6 +185,6 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
         targets=torch.from_numpy(targets.reshape(-1)[loss_indices]),
         loss_indices=torch.from_numpy(loss_indices),
         positions=None if is_unpacked else torch.from_numpy(positions),
-        segments=None if is_unpacked else torch.from_numpy(segments),
+        segments=None if is_unpacked else Segments(tuple(segments), *shape),
         num_padding=num_padding,
     )

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from data.batching.collate import Batch
-
-# The part of a prompt; its answers have the parts 1, 2 …
-PROMPT = 0
+from model.attention.segments import Segment, Segments
 
 
 class SharedPrompt(NamedTuple):
@@ -35,18 +33,7 @@ class SharedPrompt(NamedTuple):
 class SharedPromptBatch(Batch):
     """Rows of prompts with answers. Targets are in the order of the answers."""
 
-    parts: Tensor  # int64[B, T]: PROMPT, or the number of the answer from 1 on
     answer_lengths: Tensor  # int64[n], targets of each answer
-
-    def attention_mask(self) -> Tensor:
-        """Return the mask of allowed attention, bool[B, 1, T, T].
-
-        A position attends to itself and to earlier positions of its prompt and of its own answer.
-        """
-        same_prompt = super().attention_mask()
-        assert same_prompt is not None
-        queries, keys = self.parts.unsqueeze(2), self.parts.unsqueeze(1)
-        return same_prompt & ((keys == PROMPT) | (keys == queries)).unsqueeze(1)
 
 
 def collate_shared_prompts(
@@ -58,21 +45,20 @@ def collate_shared_prompts(
     """
     shape = len(rows), length
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    segments, parts = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    loss_indices, targets, answer_lengths = [], [], []
+    segments, loss_indices, targets, answer_lengths = [], [], [], []
     num_padding = 0
     for row, shared_prompts in enumerate(rows):
         start = 0
-        # Segment 0 is the padding.
-        for segment, (prompt, answers) in enumerate(shared_prompts, start=1):
+        for prompt, answers in shared_prompts:
             prompt_stop = start + len(prompt)
+            segments.append(Segment(row, start, prompt_stop))
             ids[row, start:prompt_stop] = prompt
             positions[row, start:prompt_stop] = np.arange(len(prompt))
             stop = prompt_stop
-            for part, answer in enumerate(answers, start=1):
+            for answer in answers:
                 answer_start, stop = stop, stop + len(answer) - 1
                 ids[row, answer_start:stop] = answer[:-1]
-                parts[row, answer_start:stop] = part
+                segments.append(Segment(row, answer_start, stop, start, prompt_stop))
                 positions[row, answer_start:stop] = len(prompt) + np.arange(len(answer) - 1)
                 # Its first id is predicted by the end of the prompt, the others by the one before.
                 predicting = np.arange(answer_start - 1, stop)
@@ -80,7 +66,6 @@ def collate_shared_prompts(
                 loss_indices.append(row * length + predicting)
                 targets.append(answer)
                 answer_lengths.append(len(answer))
-            segments[row, start:stop] = segment
             start = stop
         num_padding += length - start
     return SharedPromptBatch(
@@ -88,8 +73,7 @@ def collate_shared_prompts(
         targets=torch.from_numpy(np.concatenate(targets)),
         loss_indices=torch.from_numpy(np.concatenate(loss_indices)),
         positions=torch.from_numpy(positions),
-        segments=torch.from_numpy(segments),
+        segments=Segments(tuple(segments), *shape),
         num_padding=num_padding,
-        parts=torch.from_numpy(parts),
         answer_lengths=torch.tensor(answer_lengths),
     )

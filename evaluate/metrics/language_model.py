@@ -264,8 +264,6 @@ def _score_rows(
 ) -> LMScore:
     """Score the answers of examples in rows of `row_length` positions, a list for each row."""
     batch = collate(row_examples, row_length).to(characters.device)
-    hidden = model.model(
-        batch.ids, positions=batch.positions, mask=batch.attention_mask(), cache=None
-    )
+    hidden = model.model(batch.ids, positions=batch.positions, mask=batch.segments, cache=None)
     scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
     return _score_hidden(model, scored_hidden, batch.targets, characters)

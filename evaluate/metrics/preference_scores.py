@@ -54,7 +54,7 @@ def score_pairs(
                 target_positions=batch.loss_indices,
                 per_target=True,
                 positions=batch.positions,
-                mask=batch.attention_mask(),
+                mask=batch.segments,
             )
             answers = iter(log_probs.cpu().split(batch.answer_lengths.flatten().tolist()))
             for pair in batch.pairs.tolist():

@@ -33,7 +33,7 @@ def log_probs_of(model: Llama, batch: GroupBatch) -> tuple[Tensor, ...]:
         target_positions=batch.loss_indices,
         per_target=True,
         positions=batch.positions,
-        mask=batch.attention_mask(),
+        mask=batch.segments,
     )
     return log_probs.split(batch.answer_lengths.tolist())
 

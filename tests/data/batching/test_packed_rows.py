@@ -172,9 +172,10 @@ def test_conversations_in_a_row_do_not_attend_to_each_other(
     model = Llama(config).init_weights(0).double()
     plan = build_plan(examples, tmp_path / "plan")
     batch = PackedBatchLoader(plan, 6).micro_batches(0, 6)[0]
-    assert batch.segments is not None and int(batch.segments.max()) > 1
-    mask = batch.attention_mask()
-    packed = model.model(batch.ids, batch.positions, mask, None).flatten(0, 1)[batch.loss_indices]
+    assert batch.segments is not None and len(batch.segments.items) > 6
+    packed = model.model(batch.ids, batch.positions, batch.segments, None).flatten(0, 1)[
+        batch.loss_indices
+    ]
     alone = []
     for row in range(6):
         for ids, loss_mask in plan.row(row):
@@ -193,7 +194,8 @@ def test_padding_is_not_counted(examples: Examples, tmp_path: Path) -> None:
     plan = build_plan(examples, tmp_path / "plan")
     for batch in PackedBatchLoader(plan, 8).micro_batches(0, 4):
         assert batch.segments is not None
-        assert batch.num_tokens == int((batch.segments > 0).sum()) < batch.ids.numel()
+        num_tokens = sum(segment.length for segment in batch.segments.items)
+        assert batch.num_tokens == num_tokens < batch.ids.numel()
     single = collate([[(np.arange(11), np.ones(10, bool))]], 16)
     assert single.segments is None and single.num_tokens == 10 and len(single.targets) == 10
 

@@ -19,6 +19,7 @@ from data.stored_records import RecordList
 from model.chat_template.template import Template
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from tests.helpers.dense_mask import dense_mask
 from tests.helpers.preferences import random_pairs
 from tests.helpers.random_llama import random_llama
 
@@ -34,7 +35,7 @@ def log_probs_of(model: Llama, batch: PreferenceBatch) -> tuple[Tensor, ...]:
         target_positions=batch.loss_indices,
         per_target=True,
         positions=batch.positions,
-        mask=batch.attention_mask(),
+        mask=batch.segments,
     )
     return log_probs.split(batch.answer_lengths.flatten().tolist())
 
@@ -89,9 +90,10 @@ def test_counts_of_a_batch() -> None:
     assert batch.num_tokens == sum(sizes) == 60 - batch.num_padding
     assert batch.answer_lengths.tolist() == [[5, 9], [1, 4], [8, 1]]
     assert batch.pairs.tolist() == [0, 1, 0]
-    mask = batch.attention_mask().squeeze(1)
+    assert batch.segments is not None
     # (query, key) pairs, without those of the padding.
-    assert int(mask[batch.segments > 0].sum()) == int(batch.positions.sum()) + batch.num_tokens
+    num_pairs = int(dense_mask(batch.segments).sum()) - batch.num_padding
+    assert num_pairs == int(batch.positions.sum()) + batch.num_tokens
 
 
 def test_pairs_that_do_not_fit_are_left_out(tokenizer: Tokenizer) -> None:

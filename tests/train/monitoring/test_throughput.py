@@ -6,6 +6,7 @@ import torch
 from data.batching.collate import Batch, collate
 from model.config import LlamaConfig
 from model.llama import Llama
+from tests.helpers.dense_mask import dense_mask
 from tests.helpers.training import TINY_SHAPE
 from tests.train.test_trainer import random_examples
 from train.autotune import ComputePlan
@@ -35,10 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def visible_pairs(batch: Batch) -> int:
-    """Return the number of attention pairs of a batch's tokens, counted in its mask."""
-    mask = batch.attention_mask()
-    assert mask is not None and batch.segments is not None
-    return int(mask[:, 0][batch.segments > 0].sum())
+    """Return the number of attention pairs of a batch's tokens, counted in a mask."""
+    assert batch.segments is not None
+    # Each position of the padding attends to itself.
+    return int(dense_mask(batch.segments).sum()) - batch.num_padding
 
 
 def test_attention_pairs_are_counted_per_example() -> None:

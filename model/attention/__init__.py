@@ -1,0 +1,1 @@
+"""Attention: the segments of packed rows, and kernels that skip what causality masks."""

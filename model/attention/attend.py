@@ -1,0 +1,83 @@
+"""Choose how attention is computed: by strips, by variable-length kernels, or by PyTorch's own."""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention.blocks import AttentionFunction
+from model.attention.segments import Offsets, Segments, whole_rows
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
+    """Attend from q[B, T, H, d] to k and v[B, S, K, d] -> [B, T, H, d].
+
+    The mask is bool[B or 1, 1, T, S] (True: may attend), or the segments of the rows (S = T), or
+    None: a position sees itself and what is before it. Raises ValueError if a mask is missing.
+    """
+    if isinstance(mask, Segments):
+        if mask.offsets is not None and q.dtype in (torch.bfloat16, torch.float16):
+            return _attend_variable_length(q, k, v, mask.offsets)
+        return _attend_in_strips(q, k, v, mask)
+    length = q.shape[1]
+    # A single new position may attend to everything before it: no mask is needed.
+    is_causal = mask is None and length > 1
+    if is_causal and k.shape[1] != length:
+        raise ValueError(
+            "several new positions after a filled cache need a mask: a causal mask would be "
+            "aligned with the start of the cache"
+        )
+    if is_causal and _are_strips_faster(q):
+        return _attend_in_strips(q, k, v, whole_rows(len(q), length))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=is_causal,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _are_strips_faster(q: Tensor) -> bool:
+    return False
+
+
+def _attend_in_strips(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """See `AttentionFunction`. Under torch.compile it stays as it is, outside of the graph."""
+    if torch.compiler.is_compiling():
+        return _exclude_from_compile(AttentionFunction.apply)(q, k, v, segments)
+    return AttentionFunction.apply(q, k, v, segments)
+
+
+# Called late: as a decorator it would import the compiler.
+_exclude_from_compile: Any = functools.cache(torch.compiler.disable)
+
+
+def _attend_variable_length(q: Tensor, k: Tensor, v: Tensor, offsets: Offsets) -> Tensor:
+    """Attend on a GPU by FlashAttention over all segments one after another."""
+    # Imported here: on a CPU it is not needed.
+    from torch.nn.attention.varlen import varlen_attn
+
+    length = q.shape[1]
+    keys, values = k.flatten(0, 1), v.flatten(0, 1)
+    if offsets.key_indices is not None:
+        keys, values = keys[offsets.key_indices], values[offsets.key_indices]
+    # A segment and its prefix are no longer than a row; a bound that changed from batch to batch
+    # would be compiled again and again. The window ends at the last query's own position: of more
+    # keys than queries, the last ones are the queries' own.
+    out = varlen_attn(
+        q.flatten(0, 1),
+        keys,
+        values,
+        offsets.queries,
+        offsets.keys,
+        length,
+        length,
+        window_size=(-1, 0),
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.view(q.shape)

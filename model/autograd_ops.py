@@ -14,25 +14,28 @@ from torch import Tensor
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019).
+    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019), in fp32 inside.
 
-    x[..., D], weight[D].
+    x[..., D], weight[D]; the result is in `dtype`.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        wide = _widen(x)
         # inverse_rms[..., 1] = 1 / sqrt(mean(x^2) + eps). The vector norm sums the squares without
         # storing them, which x.square().mean() would do.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
-        return (x * inverse_rms).mul_(weight)
+        return (wide * inverse_rms).mul_(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, inverse_rms = ctx.saved_tensors
-        (d_out,) = gradients
-        normalized = x * inverse_rms
+        d_out = _widen(gradients[0])
+        normalized = _widen(x) * inverse_rms
         d_weight = None
         # False when an adapter is trained: the weights of the norms are frozen then.
         if ctx.needs_input_grad[1]:
@@ -44,7 +47,12 @@ class RMSNormFunction(torch.autograd.Function):
         mean_product = torch.linalg.vecdot(d_normalized, normalized, dim=-1)
         mean_product = mean_product.unsqueeze(-1).div_(x.shape[-1])
         d_x = d_normalized.sub_(normalized.mul_(mean_product)).mul_(inverse_rms)
-        return d_x, d_weight, None
+        return d_x.to(x.dtype), d_weight, None, None
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Return `x` in fp32 if it is narrower."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 class RotaryFunction(torch.autograd.Function):

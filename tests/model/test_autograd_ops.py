@@ -20,7 +20,7 @@ def random_input(*shape: int) -> Tensor:
 ANGLES = torch.linspace(0, 6, 10, dtype=torch.float64).view(5, 1, 2)
 CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "norm": (
-        lambda x, weight: autograd_ops.RMSNormFunction.apply(x, weight, 1e-5),
+        lambda x, weight: autograd_ops.RMSNormFunction.apply(x, weight, 1e-5, x.dtype),
         (random_input(2, 5, 4), random_input(4)),
     ),
     "rotary": (
@@ -46,10 +46,10 @@ def test_frozen_norm_propagates_the_input_gradient() -> None:
     """Prevents a gradient for a frozen weight, and another one for the layers below it."""
     x = torch.randn(4, 7, 32, requires_grad=True)
     weight = torch.rand(32)
-    loss = autograd_ops.RMSNormFunction.apply(x, weight, 1e-5).square().sum()
+    loss = autograd_ops.RMSNormFunction.apply(x, weight, 1e-5, x.dtype).square().sum()
     with TensorRecorder() as recorder:
         frozen = torch.autograd.grad(loss, x)[0]
     assert not recorder.operations_returning(weight.shape)
     weight.requires_grad_()
-    loss = autograd_ops.RMSNormFunction.apply(x, weight, 1e-5).square().sum()
+    loss = autograd_ops.RMSNormFunction.apply(x, weight, 1e-5, x.dtype).square().sum()
     assert torch.equal(frozen, torch.autograd.grad(loss, x)[0])

@@ -25,7 +25,7 @@ SEED = 1
 # Largest difference of the losses of a step, in nats. The losses of untrained models are about 11:
 # bf16 has steps of 0.06 there.
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-4, 0.03
-# Rows of the matrices that the matmul rate is measured with: with fewer, AMX is not at its full rate.
+# Rows of the matrices that the matmul rate is measured with: AMX needs as many for its full rate.
 MATMUL_SIZE = 2048
 WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 

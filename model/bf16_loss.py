@@ -111,9 +111,7 @@ class BF16LogProbs(torch.autograd.Function):
             _exponentiate(
                 x.bfloat16(), narrow_weight, target, keeps_tiles=False, is_weighted=False
             ).losses
-            for x, target in zip(
-                hidden.split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True
-            )
+            for x, target in zip(hidden.split(CHUNK_SIZE), targets.split(CHUNK_SIZE), strict=True)
         ]
         return -torch.cat(losses)
 
@@ -155,7 +153,7 @@ class _Chunk:
         return self.weighted.T * row_factor - self.target_weights.float() * target_factor
 
     def add_weight_gradient(self, d_weight: Tensor, factor: Tensor, *, is_first: bool) -> None:
-        """Add the gradient by the head to d_weight[V, D]; if `is_first`, overwrite what is there."""
+        """Add the gradient by the head to d_weight[V, D]; if `is_first`, overwrite it."""
         wide = self.x.float()
         scaled_x = (wide * (factor / (self.sums * UNIT)).unsqueeze(1)).bfloat16()
         for rows, tile in zip(d_weight.split(TILE_SIZE), self.tiles, strict=True):
@@ -208,9 +206,7 @@ def _sweep(
     others = sums / UNIT
     sums = others + own
     losses = sums.log() - (target_logits - reference)
-    return _Chunk(
-        x, targets, weight[targets], losses, sums, others / sums, weighted, tiles
-    )
+    return _Chunk(x, targets, weight[targets], losses, sums, others / sums, weighted, tiles)
 
 
 def _tiles(

@@ -58,9 +58,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x[..., D] -> [..., D]; the mean square is computed in fp32."""
         if computes_narrow(x):
-            return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps, torch.bfloat16)
+            return autograd_ops.NarrowRMSNormFunction.apply(x.bfloat16(), self.weight, self.eps)
+        # The custom function computes in the dtype of `x`, so it is right for fp32 only.
         if _use_custom_autograd(x) and x.dtype == torch.float32:
-            return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps, x.dtype)
+            return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps)
         x_fp32 = x.float()
         inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
         # Rounded before it is multiplied by the weight, as in transformers.

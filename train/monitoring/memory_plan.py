@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from model.bf16_loss import CHUNK_SIZE
 from model.config import LlamaConfig
 from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath, loss_chunk_size
@@ -111,8 +112,18 @@ class Workload:
         return 4 if self.precision == "fp32" else 2
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether activations are bf16 from the embedding on (`model.narrow_weights`)."""
+        return self.device == "cpu" and self.precision == "bf16" and not self.is_compiled
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of the residual stream."""
+        return 2 if self.is_narrow else self.weight_bytes
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of a number of the embedding, the head and the norms, and of the residual stream.
+        """Bytes of a number of the embedding, the head and the norms.
 
         Weights are fp32. Beside quantized layers they are in the number format of matmuls.
         """
@@ -436,10 +447,10 @@ def saved_tensors(workload: Workload) -> dict[str, float]:
             return len(saving) * size * (e + 1)
         if is_kept or not saving:
             return 0.0
-        return size * e * (len(saving) if is_converted else 1)
+        return size * e * (len(saving) if is_converted and not workload.is_narrow else 1)
 
-    # The input of each in fp32, and its inverse root mean square.
-    norms = 2 * hidden * 4 + 2 * n * 4
+    # The input of each, and its inverse root mean square in fp32.
+    norms = 2 * hidden * (2 if workload.is_narrow else 4) + 2 * n * 4
     if is_plain and lora is None:
         # Their quotient, which the gradient of the scale needs.
         norms += 2 * hidden * 4
@@ -488,7 +499,7 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
     """
     config, n = workload.config, workload.tokens
     layers = config.num_hidden_layers
-    vector = n * config.hidden_size * workload.weight_bytes
+    vector = n * config.hidden_size * workload.stream_bytes
     if workload.checkpointing:
         saved = [Tensors("activations", vector, layers)]
     else:
@@ -559,7 +570,7 @@ def _logits(workload: Workload) -> list[Tensors]:
     """Return the tensors of the loss at its peak, gradients of the head and the states included."""
     config = workload.config
     n, e = workload.num_targets, workload.compute_bytes
-    hidden = n * config.hidden_size * workload.weight_bytes
+    hidden = n * config.hidden_size * workload.stream_bytes
     table = config.vocab_size * config.hidden_size
     is_trained = workload.lora is None
     part = "logits and loss"
@@ -579,6 +590,13 @@ def _logits(workload: Workload) -> list[Tensors]:
         else:
             terms += [Tensors(part, (4 + narrow) * logits), Tensors(part, head)]
         return terms
+    if workload.is_narrow and workload.loss_path == "chunked":
+        # E of a chunk (`model.bf16_loss`), which only the gradient of the head needs, and states
+        # and their gradients in fp32.
+        rows = min(n, CHUNK_SIZE)
+        tiles = rows * config.vocab_size * e
+        terms.append(Tensors(part, (table * 4 + tiles) * is_trained))
+        return [*terms, Tensors(part, rows * config.hidden_size * 4, 5)]
     chunk_rows = min(n, loss_chunk_size(torch.device(workload.device)))
     chunk = chunk_rows * config.vocab_size
     terms.append(Tensors(part, table * 4 * is_trained))
@@ -604,12 +622,12 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
     # Gradients of gate, up and their product; the product itself is freed.
     num_bytes = (2 if saves_product else 3) * width * e
     # The tensors of the last norm are freed; two gradients of the residual stream are there.
-    num_bytes -= hidden * workload.weight_bytes
-    if e < workload.weight_bytes:
+    num_bytes -= hidden * workload.stream_bytes
+    if e < workload.stream_bytes:
         num_bytes += 2 * hidden * e
-    if workload.weight_bytes < 4:
+    if workload.stream_bytes < 4:
         # Those of a norm, which is computed in fp32, may be larger.
-        num_bytes = max(num_bytes, 4 * hidden * 4)
+        num_bytes = max(num_bytes, (3 if workload.is_narrow else 4) * hidden * 4)
     weight = max(_linear_sizes(config)) if workload.lora is None else max(_adapter_sizes(workload))
     weight *= 4 + (e if e < 4 else 0)
     part = "temporaries"
@@ -619,7 +637,7 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
 def _head_gradients(workload: Workload) -> list[Tensors]:
     """Return the gradients that the loss has left for the backward pass."""
     config = workload.config
-    num_bytes = workload.num_targets * config.hidden_size * workload.weight_bytes
+    num_bytes = workload.num_targets * config.hidden_size * workload.stream_bytes
     terms = [Tensors("temporaries", num_bytes)]
     if workload.lora is None:
         terms.append(Tensors("gradients", config.vocab_size * config.hidden_size * 4))

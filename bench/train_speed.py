@@ -25,8 +25,6 @@ SEED = 1
 # Largest difference of the losses of a step, in nats. The losses of untrained models are about 11:
 # bf16 has steps of 0.06 there.
 FP32_TOLERANCE, BF16_TOLERANCE = 1e-4, 0.03
-# Rows of the matrices that the matmul rate is measured with: AMX needs as many for its full rate.
-MATMUL_SIZE = 2048
 WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 
 
@@ -90,7 +88,7 @@ def run_round(contender: str, folder: Path, threads: int) -> TrainRound:
         losses=losses,
         seconds=seconds,
         peak_bytes=peak_bytes,
-        matmul_flops=matmul_flops(torch.device("cpu"), dtype, MATMUL_SIZE),
+        matmul_flops=matmul_flops(torch.device("cpu"), dtype),
         arithmetic=entry.arithmetic,
     )
 

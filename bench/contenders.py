@@ -5,16 +5,20 @@ int64[B, T] for both, that does forward, backward and update. Each is written in
 its library. Peers are imported inside their function, so that a process loads no other contender.
 """
 
+import functools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model.config import LlamaConfig
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 
 TrainStep = Callable[[Any, Any], float]
+# fp32; products in bf16 with weights in fp32; everything in bf16, weights and moments included.
+Arithmetic = Literal["fp32", "mixed", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,25 @@ def build_adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON)
 
 
-def build_babyllama_step(task: TrainTask) -> TrainStep:
+def autocast(arithmetic: Arithmetic) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass: of autocast to bf16, or an empty one."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16) if arithmetic == "mixed" else nullcontext()
+
+
+def narrow_parameters(model: Any) -> None:
+    """Make the weights of a model bf16, but not its tables of angles, which would be too coarse."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+
+
+def build_babyllama_step(task: TrainTask, arithmetic: Arithmetic) -> TrainStep:
     """Build the step of this project, as `train.pretrain` runs it with AdamW."""
     from safetensors.torch import load_file
 
     from model.llama import Llama
+    from model.narrow_weights import NarrowWeights
     from train.optimizer import OptimizerOptions, build_optimizers
 
     model = Llama(task.config)
@@ -60,11 +78,14 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
         }
     )
     optimizers = build_optimizers(model, options).values()
+    narrow_weights = NarrowWeights(model) if arithmetic == "mixed" else nullcontext()
 
     def step(inputs: Any, targets: Any) -> float:
-        # `scale` turns the summed loss into the mean, which the peers return.
-        loss = model(inputs, targets, scale=1 / targets.numel())
-        loss.backward()
+        with narrow_weights:
+            with autocast(arithmetic):
+                # `scale` turns the summed loss into the mean, which the peers return.
+                loss = model(inputs, targets, scale=1 / targets.numel())
+            loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad()
@@ -73,7 +94,7 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
     return step
 
 
-def build_transformers_step(task: TrainTask) -> TrainStep:
+def build_transformers_step(task: TrainTask, arithmetic: Arithmetic) -> TrainStep:
     """Build a plain PyTorch step of `LlamaForCausalLM` with sdpa attention and its own loss."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -85,12 +106,15 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     model.load_state_dict(load_file(task.weights))
     model.train()
+    if arithmetic == "bf16":
+        narrow_parameters(model)
     optimizer = build_adamw(model.named_parameters())
 
     def step(inputs: Any, targets: Any) -> float:
         # The targets are shifted already. With `labels` alone the loss would shift them again and
         # drop the last one; `labels` is needed too, because without it no loss is computed.
-        loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+        with autocast(arithmetic):
+            loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -99,20 +123,13 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
     return step
 
 
-def build_litgpt_step(task: TrainTask) -> TrainStep:
-    """Build a step of litgpt in eager mode, with the loss of its pretraining script."""
-    return _build_litgpt_step(task, compiled=False)
+def build_litgpt_step(
+    task: TrainTask, arithmetic: Arithmetic, *, compiled: bool = False
+) -> TrainStep:
+    """Build a step of litgpt's `GPT` with the loss of its pretraining script.
 
-
-def build_litgpt_compiled_step(task: TrainTask) -> TrainStep:
-    """Build a step of litgpt under `torch.compile`, as its pretraining script runs it."""
-    return _build_litgpt_step(task, compiled=True)
-
-
-def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
-    """Build a training step of litgpt's `GPT`, configured as the Llama of the task.
-
-    With `compiled` the model runs under `torch.compile`, otherwise in eager mode.
+    With `compiled` the model runs under `torch.compile`, as in that script, otherwise in eager
+    mode.
     """
     import torch
     from litgpt.config import Config
@@ -145,12 +162,15 @@ def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
     # The second argument collects q, k and v weights that are spread over several files.
     copy_weights_hf_llama(config, {}, litgpt_state, load_file(task.weights))
     model.load_state_dict(litgpt_state)
+    if arithmetic == "bf16":
+        narrow_parameters(model)
     optimizer = build_adamw(model.named_parameters())
     if compiled:
         model = torch.compile(model)
 
     def step(inputs: Any, targets: Any) -> float:
-        loss = chunked_cross_entropy(model(inputs), targets)
+        with autocast(arithmetic):
+            loss = chunked_cross_entropy(model(inputs), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -159,9 +179,26 @@ def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
     return step
 
 
-CONTENDERS: dict[str, Callable[[TrainTask], TrainStep]] = {
-    "babyllama": build_babyllama_step,
-    "transformers": build_transformers_step,
-    "litgpt": build_litgpt_step,
-    "litgpt-compiled": build_litgpt_compiled_step,
+@dataclass(frozen=True)
+class Contender:
+    """An implementation of a training step, in one kind of arithmetic."""
+
+    package: str | None
+    """The package that it needs besides those of this project."""
+    arithmetic: Arithmetic
+    build: Callable[[TrainTask, Arithmetic], TrainStep]
+
+
+CONTENDERS = {
+    "babyllama": Contender(None, "fp32", build_babyllama_step),
+    "babyllama-bf16": Contender(None, "mixed", build_babyllama_step),
+    "transformers": Contender("transformers", "fp32", build_transformers_step),
+    "transformers-mixed": Contender("transformers", "mixed", build_transformers_step),
+    "transformers-bf16": Contender("transformers", "bf16", build_transformers_step),
+    "litgpt": Contender("litgpt", "fp32", build_litgpt_step),
+    "litgpt-mixed": Contender("litgpt", "mixed", build_litgpt_step),
+    "litgpt-bf16": Contender("litgpt", "bf16", build_litgpt_step),
+    "litgpt-compiled": Contender(
+        "litgpt", "fp32", functools.partial(build_litgpt_step, compiled=True)
+    ),
 }

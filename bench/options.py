@@ -80,7 +80,7 @@ class SftSpeedOptions(RoundOptions):
     records: int = Field(64, ge=1, description="records of a step")
     steps: int = Field(4, ge=2, description="steps of a round; the first is not timed")
     # Set in a process that measures one method once.
-    only_method: CliSuppress[Literal["packed", "naive"] | None] = None
+    only_method: CliSuppress[Literal["packed", "packed-bf16", "naive"] | None] = None
 
 
 class QloraOptions(RoundOptions):

@@ -4,8 +4,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,9 @@ from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.config import config_from_preset
 from model.llama import Llama
+from model.narrow_weights import NarrowWeights
 
-METHODS = ("packed", "naive")
+METHODS = ("packed", "packed-bf16", "naive")
 # Rows of a micro-batch.
 PADDED_ROWS = 16
 PACKED_ROWS = 8
@@ -46,7 +49,7 @@ class SftRound:
 
 
 def packed_losses(
-    model: Llama, examples: Examples, records: list[int], length: int
+    model: Callable[..., Tensor], examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield the summed loss and the number of targets of each packed micro-batch of a step.
 
@@ -71,7 +74,7 @@ def packed_losses(
 
 
 def naive_losses(
-    model: Llama, examples: Examples, records: list[int], length: int
+    model: Callable[..., Tensor], examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield the summed loss and the number of targets of each padded micro-batch of a step.
 
@@ -114,19 +117,27 @@ def run_round(
     model = Llama(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     micro_batch_losses: Callable[..., Iterator[tuple[Tensor, int]]] = (
-        packed_losses if method == "packed" else naive_losses
+        naive_losses if method == "naive" else packed_losses
     )
+    is_narrow = method == "packed-bf16"
+    narrow_weights = NarrowWeights(model) if is_narrow else nullcontext()
+
+    def forward(*inputs: Any, **options: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_narrow):
+            return model(*inputs, **options)
+
     seconds = []
     num_targets = 0
     for step in range(steps):
         start = time.perf_counter()
         step_records = order[step * records_per_step : (step + 1) * records_per_step]
-        for loss, num_micro_batch_targets in micro_batch_losses(
-            model, examples, step_records, length
-        ):
-            # Any constant keeps the summed loss in range; the time does not depend on it.
-            (loss / 1000).backward()
-            num_targets += num_micro_batch_targets
+        with narrow_weights:
+            for loss, num_micro_batch_targets in micro_batch_losses(
+                forward, examples, step_records, length
+            ):
+                # Any constant keeps the summed loss in range; the time does not depend on it.
+                (loss / 1000).backward()
+                num_targets += num_micro_batch_targets
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -174,12 +185,12 @@ def compare_packing(options: SftSpeedOptions) -> None:
         speeds[method].append(one_round.records_per_second)
         peaks[method] = max(peaks[method], one_round.peak_bytes)
     baseline_speed = statistics.median(speeds["naive"])
-    print(f"{'':8}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
+    print(f"{'':12}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
     for method, method_speeds in speeds.items():
         spread = f"{min(method_speeds):.2f}-{max(method_speeds):.2f}"
         speed = statistics.median(method_speeds)
         print(
-            f"{method:8}{speed:10.2f}{spread:>18}{speed / baseline_speed:7.2f}"
+            f"{method:12}{speed:10.2f}{spread:>18}{speed / baseline_speed:7.2f}"
             f"{peaks[method] / 1e6:9,.0f}"
         )
     if options.json_file:

@@ -81,9 +81,11 @@ def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int | None 
     import torch
 
     # A run waits for this at every start. A CPU without arithmetic for a narrow type needs a minute
-    # and more for five products of 2048 x 2048. 256 x 256 is too little for the full rate of a CPU
-    # that has it (AMX, AVX512-BF16), where the MFU in a narrow type can thus be too high.
-    cpu_size = 1024 if dtype == torch.float32 else 256
+    # and more for five products of 2048 x 2048, and 256 x 256 is too little for the full rate.
+    has_arithmetic = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    )
+    cpu_size = 1024 if has_arithmetic else 256
     size = size or (8192 if device.type == "cuda" else cpu_size)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")

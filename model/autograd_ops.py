@@ -47,6 +47,34 @@ class RMSNormFunction(torch.autograd.Function):
         return d_x, d_weight, None
 
 
+class NarrowRMSNormFunction(torch.autograd.Function):
+    """RMSNorm of bf16 x[..., D] in fp32 inside, with a result in bf16; weight[D] of any dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return wide.mul_(inverse_rms).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, inverse_rms = ctx.saved_tensors
+        # The formulas of `RMSNormFunction`, with the sums as products of matrices and vectors: one
+        # pass less, in another order of additions.
+        d_out, wide = gradients[0].float(), x.float()
+        product = (d_out * wide).flatten(0, -2)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (product.T @ inverse_rms.flatten()).to(weight.dtype)
+        # d_x = inverse_rms * d_out * weight - x * inverse_rms^3 * mean(d_out * weight * x).
+        mean = (product @ weight.float()).div_(x.shape[-1]).view(inverse_rms.shape)
+        d_x = d_out.mul_(weight).mul_(inverse_rms)
+        d_x.addcmul_(wide, mean * inverse_rms**3, value=-1)
+        return d_x.to(x.dtype), d_weight, None
+
+
 class RotaryFunction(torch.autograd.Function):
     """Rotary embedding, dimension i paired with i + d / 2 (Su et al. 2021).
 
@@ -68,6 +96,14 @@ class RotaryFunction(torch.autograd.Function):
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x[B, T, H, d] with each pair (i, i + d / 2) rotated, in one new tensor."""
     first, second = x.chunk(2, dim=-1)
+    if x.dtype == cos.dtype == torch.bfloat16:
+        # PyTorch computes with bf16 fast only in long rows: the halves change places first.
+        swapped = torch.empty_like(x)
+        swapped_first, swapped_second = swapped.chunk(2, dim=-1)
+        swapped_first.copy_(second)
+        swapped_second.copy_(first)
+        out = x * torch.cat((cos, cos), dim=-1)
+        return out.addcmul_(swapped, torch.cat((-sin, sin), dim=-1))
     # The halves are written into the result directly; concatenating them would copy both.
     out = torch.empty_like(x)
     out_first, out_second = out.chunk(2, dim=-1)

@@ -20,6 +20,7 @@ from model.config import LlamaConfig
 from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy, token_log_probs
+from model.narrow_weights import NarrowableLinear, computes_narrow
 from model.recomputation import Checkpointing, run_in_tiles, run_layer
 from model.rope_scaling import BETA_FAST, BETA_SLOW, attention_factor
 
@@ -30,7 +31,7 @@ def _use_custom_autograd(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
 
 
-class UninitializedLinear(nn.Linear):
+class UninitializedLinear(NarrowableLinear):
     """A bias-free `nn.Linear` that skips the default initialization.
 
     Its weight is undefined until `Llama.init_weights` or a checkpoint fills it.
@@ -60,6 +61,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x[..., D] -> [..., D]; the mean square is computed in fp32."""
+        if computes_narrow(x):
+            return autograd_ops.NarrowRMSNormFunction.apply(x.bfloat16(), self.weight, self.eps)
         # The custom function computes in the dtype of `x`, so it is right for fp32 only.
         if _use_custom_autograd(x) and x.dtype == torch.float32:
             return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps)
@@ -266,6 +269,8 @@ class LlamaModel(nn.Module):
         cache; the caller advances its length.
         """
         x = self.embed_tokens(ids)
+        if computes_narrow(x):
+            x = x.bfloat16()
         if positions is None:
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
@@ -342,7 +347,9 @@ class Llama(nn.Module):
         if target_positions is not None:
             hidden = hidden[target_positions]
         if per_target:
-            return token_log_probs(hidden, self.lm_head.weight, targets.flatten())
+            return token_log_probs(
+                hidden, self.lm_head.weight, targets.flatten(), self.lm_head.narrow_weight
+            )
         return linear_cross_entropy(
             hidden,
             self.lm_head.weight,
@@ -350,6 +357,7 @@ class Llama(nn.Module):
             scale=scale,
             path=loss_path,
             num_correct=num_correct,
+            narrow_weight=self.lm_head.narrow_weight,
         )
 
     def set_context(self, config: LlamaConfig) -> None:

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.bf16_loss import BF16CrossEntropy, BF16LogProbs, can_fuse
+
 LossPath = Literal["full", "chunked", "torch"]
 
 # Below this probability fp32 loses digits of the loss, so it is computed from the logits again.
@@ -56,6 +58,7 @@ def linear_cross_entropy(
     scale: float = 1.0,
     path: LossPath = "chunked",
     num_correct: Tensor | None = None,
+    narrow_weight: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of `cross_entropy(hidden @ weight.T, targets)` times `scale`, in fp32.
 
@@ -63,13 +66,19 @@ def linear_cross_entropy(
     whole batch, so that gradients accumulated over micro-batches are those of the batch's mean. The
     number of targets that are the most likely id is added to `num_correct`, a scalar on
     the same device. `full` and `chunked` have the logits for that; `torch` computes them a second
-    time.
+    time. `narrow_weight` is a copy of `weight` in the dtype of autocast, if there is one already.
     """
     device = hidden.device.type
     # Autocast would convert the inputs of single operations; here `dtype` is applied by hand, so
     # that sums stay in fp32.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
+        if path == "chunked" and can_fuse(hidden.device, dtype):
+            if narrow_weight is None:
+                narrow_weight = weight.detach().to(dtype)
+            return BF16CrossEntropy.apply(
+                hidden, weight, targets, scale, narrow_weight, num_correct
+            )
         if path == "chunked":
             return _ChunkedCrossEntropy.apply(hidden, weight, targets, scale, dtype, num_correct)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -199,7 +208,9 @@ def _matmul_without_overflow(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 
-def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, narrow_weight: Tensor | None = None
+) -> Tensor:
     """Return the log-probability of each target in nats, fp32[N], with a gradient.
 
     hidden[N, D], weight[V, D], targets[N]. The logits of a chunk of positions at a time exist, as
@@ -209,8 +220,11 @@ def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        log_probs: Tensor = _ChunkedLogProbs.apply(hidden, weight, targets, dtype)
-    return log_probs
+        if can_fuse(hidden.device, dtype):
+            if narrow_weight is None:
+                narrow_weight = weight.detach().to(dtype)
+            return BF16LogProbs.apply(hidden, weight, targets, narrow_weight)
+        return _ChunkedLogProbs.apply(hidden, weight, targets, dtype)
 
 
 class _ChunkedLogProbs(torch.autograd.Function):

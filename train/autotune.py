@@ -125,7 +125,7 @@ def autotune(
     `rows_per_step`, so that all micro-batches of a step have the same number of rows. Raises
     UserError if no micro-batch fits in the memory of the GPU.
     """
-    resolved_precision = resolve_precision(device, precision)
+    resolved_precision = resolve_precision(device, precision, trained=model.config)
     wants_compile = device.type == "cuda" if compile == "auto" else bool(compile)
     is_compiled = wants_compile and can_compile(model)
     divisors = [n for n in range(1, rows_per_step + 1) if rows_per_step % n == 0]

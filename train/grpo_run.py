@@ -140,7 +140,10 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
     kinds = [find_evaluation(mixture_set.shards.kind) for mixture_set in sets]
     scorer = AnswerScorer(tokenizer, template, kinds, terms)
     precision = resolve_precision(
-        device, options.precision, is_quantized=options.quantization is not None
+        device,
+        options.precision,
+        trained=base.model_config,
+        is_quantized=options.quantization is not None,
     )
     reference = ReferenceModel(has_adapter=uses_lora)
     dev_sets = _build_dev_sets(options, sets, tokenizer, template)

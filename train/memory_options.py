@@ -68,8 +68,8 @@ class MemoryOptions(Options):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="auto: bf16 on a GPU, and beside quantized weights on a CPU that computes in "
-        "it; otherwise fp32",
+        description="auto: bf16 on a GPU, and on a CPU that multiplies it for large models and "
+        "beside quantized weights; otherwise fp32",
     )
     compile: Literal["auto"] | bool = Field(
         "auto",

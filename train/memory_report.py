@@ -90,12 +90,15 @@ def build_workload(options: MemoryOptions) -> Workload:
     """
     # Only "auto" looks for a device: one can plan for a GPU elsewhere.
     device = resolve_device("auto").type if options.device == "auto" else options.device
+    config = _resolve_config(options)
     precision: Precision = "bf16"
     if options.precision != "auto":
         precision = options.precision
     elif device == "cpu":
         is_quantized = options.quantization is not None
-        precision = resolve_precision(torch.device("cpu"), "auto", is_quantized=is_quantized)
+        precision = resolve_precision(
+            torch.device("cpu"), "auto", trained=config, is_quantized=is_quantized
+        )
     if options.loss_path not in available_loss_paths(DTYPES[precision]):
         raise UserError(
             f"--loss_path {options.loss_path}: does not work in {precision}; use chunked"
@@ -113,7 +116,7 @@ def build_workload(options: MemoryOptions) -> Workload:
     can_compile = options.quantize == "none" and options.gradient_checkpointing == "none"
     is_adapted = options.adapter == "lora"
     workload = Workload(
-        _resolve_config(options),
+        config,
         options.sequence_length,
         micro_rows,
         is_packed=options.is_packed,

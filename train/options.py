@@ -177,8 +177,8 @@ class TrainOptions(Options):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="auto: bf16 where the GPU has it, fp16 "
-        "with loss scaling on older GPUs, fp32 on a CPU",
+        description="auto: bf16 where the GPU has it, fp16 with loss scaling on older GPUs; on a "
+        "CPU fp32, or bf16 where it multiplies that and the model is large enough to gain",
     )
     compile: Literal["auto"] | bool = Field(
         "auto", description="torch.compile; auto: on a GPU only"

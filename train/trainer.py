@@ -25,6 +25,7 @@ from common.run_layout import EARLY_STOP_FILE, FAILED_DIR, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
 from model.lora import seed_dropout
+from model.narrow_weights import NarrowWeights
 from model.reading_heads import reading_head_masks
 from train import checkpoint, distributed
 from train.autotune import ComputePlan, autocast
@@ -98,6 +99,15 @@ class Trainer:
         # refer to.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
+        # FSDP gathers the weights of a layer only while the layer is computed: it casts them there.
+        has_narrow_weights = (
+            self.device.type == "cpu"
+            and compute_plan.precision == "bf16"
+            and not distributed.is_sharded(model.lm_head.weight)
+        )
+        self._narrow_weights: contextlib.AbstractContextManager[None] = (
+            NarrowWeights(model) if has_narrow_weights else contextlib.nullcontext()
+        )
         self._fixed_weights = FixedWeights(reading_head_masks(model) if has_fixed_parts else {})
         # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing. `Any`,
         # because the optimizers have what it uses without being those of PyTorch.
@@ -225,6 +235,30 @@ class Trainer:
         counts = [self.objective.count(batch) for batch in micro_batches]
         global_counts = distributed.all_reduce_sum(*map(sum, zip(*counts, strict=True)))
         totals = [count / distributed.world_size() for count in global_counts]
+        with self._narrow_weights:
+            loss_sum = self._accumulate_gradients(micro_batches, totals, sums)
+        # Clipping needs gradients without the loss scale of fp16.
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        self._fixed_weights.zero_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
+        # A GPU is still computing: tokenize for the next step before waiting for the loss.
+        if self.state.step + 1 < self.max_steps and not self.batches.depends_on_weights:
+            next_step = self.state.step + 1
+            # An error belongs to the next step, which meets it again: this one is done and kept.
+            with contextlib.suppress(UserError, OSError):
+                self._prefetched = next_step, self._load_micro_batches(next_step)
+        (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
+        # Each rank's loss is divided by a mean over the ranks, see `totals`.
+        return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
+
+    def _accumulate_gradients(
+        self, micro_batches: list[Batch], totals: list[float], sums: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Add the gradients of all micro-batches; return this rank's share of the loss, a scalar.
+
+        `totals` are those of `Objective.loss`.
+        """
         loss_path = self.compute_plan.loss_path
         loss_sum = torch.zeros((), device=self.device)
         dropout_seeds = self._dropout_seeds()
@@ -244,20 +278,7 @@ class Trainer:
                 loss = self.objective.loss(self._module, batch, totals, loss_path, sums)
             self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
-        # Clipping needs gradients without the loss scale of fp16.
-        for optimizer in self.optimizers.values():
-            self.scaler.unscale_(optimizer)
-        self._fixed_weights.zero_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
-        # A GPU is still computing: tokenize for the next step before waiting for the loss.
-        if self.state.step + 1 < self.max_steps and not self.batches.depends_on_weights:
-            next_step = self.state.step + 1
-            # An error belongs to the next step, which meets it again: this one is done and kept.
-            with contextlib.suppress(UserError, OSError):
-                self._prefetched = next_step, self._load_micro_batches(next_step)
-        (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
-        # Each rank's loss is divided by a mean over the ranks, see `totals`.
-        return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
+        return loss_sum
 
     def _load_micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step."""

@@ -1,5 +1,6 @@
 """The training benchmark: its checks and its arithmetic."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file
 from bench.contenders import CONTENDERS, TrainTask
 from bench.options import TrainSpeedOptions
 from bench.train_speed import (
+    BF16_TOLERANCE,
     IDS_FILE,
     WEIGHTS_FILE,
     TrainRound,
@@ -20,6 +22,9 @@ from bench.train_speed import (
 from common.errors import UserError
 from common.options import validate_options
 from model.config import LlamaConfig
+
+# Of what is installed for tests.
+BF16_CONTENDERS = ("babyllama-bf16", "transformers-mixed", "transformers-bf16")
 
 
 def one_round(
@@ -46,6 +51,12 @@ def test_contenders_with_different_results_are_rejected(loss: float) -> None:
     check_equal_losses([same, one_round("b", [11.0, 10.50005], [1, 1])])
     with pytest.raises(UserError, match="losses of step 2 differ"):
         check_equal_losses([same, one_round("b", [11.0, loss], [1, 1])])
+    narrow = replace(one_round("c", [11.01, 10.51], [1, 1]), arithmetic="bf16")
+    check_equal_losses([same, narrow])
+    with pytest.raises(UserError, match="losses of step 1 differ"):
+        check_equal_losses([same, replace(narrow, losses=[11.05, 10.5])])
+    with pytest.raises(UserError, match="losses of step 1 differ"):
+        check_equal_losses([same, replace(narrow, arithmetic="fp32")])
 
 
 def test_row_is_median_of_rounds_without_warmup_steps() -> None:
@@ -106,10 +117,14 @@ def test_the_project_and_transformers_report_the_same_losses(tmp_path: Path) -> 
     write_task(tmp_path, config, steps=4, rows=2, length=16)
     ids = torch.from_numpy(np.load(tmp_path / IDS_FILE))
     losses = {}
-    for name in ("babyllama", "transformers"):
-        step = CONTENDERS[name](TrainTask(config, tmp_path / WEIGHTS_FILE, 16))
+    task = TrainTask(config, tmp_path / WEIGHTS_FILE, 16)
+    for name in ("babyllama", "transformers", *BF16_CONTENDERS):
+        step = CONTENDERS[name].build(task, CONTENDERS[name].arithmetic)
         losses[name] = [
             step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids
         ]
     np.testing.assert_allclose(losses["babyllama"], losses["transformers"], rtol=0, atol=1e-4)
+    for name in BF16_CONTENDERS:
+        assert losses[name] != losses["babyllama"], "the products must be narrow"
+        np.testing.assert_allclose(losses[name], losses["babyllama"], rtol=0, atol=BF16_TOLERANCE)
     assert losses["babyllama"][0] != losses["babyllama"][1], "the weights must move"

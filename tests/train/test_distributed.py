@@ -155,6 +155,7 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokeniz
     prepare_groups([pairs], runs.path("pairs"), root / "assets/tokenizer", options)
     run_training("pretrain", *runs.arguments("pretrain", "one"))
     run_training("pretrain", *runs.arguments("pretrain", "tied", **TIED))
+    run_training("pretrain", *runs.arguments("pretrain", "narrow", precision="bf16"))
     run_training("sft", *runs.arguments("sft", "sft"))
     run_training("sft", *runs.adapter_arguments("lora"))
     run_training("dpo", *runs.arguments("dpo", "dpo"))
@@ -171,6 +172,10 @@ def two(one: Runs) -> Runs:
     for command, strategy in (("pretrain", "ddp"), ("pretrain", "fsdp"), ("sft", "fsdp")):
         name = f"{command}-{strategy}-2"
         jobs.append(["train", command, *one.arguments(command, name, parallel=strategy)])
+    for strategy in ("ddp", "fsdp"):
+        narrow = {"parallel": strategy, "precision": "bf16"}
+        name = f"narrow-{strategy}-2"
+        jobs.append(["train", "pretrain", *one.arguments("pretrain", name, **narrow)])
     for strategy in ("ddp", "fsdp"):
         stopped = one.arguments("pretrain", f"stopped-{strategy}", parallel=strategy)
         jobs.append(["signal", signal.SIGTERM, 3, *stopped])
@@ -261,6 +266,8 @@ def assert_close_tensors(file: Path, other_file: Path) -> None:
     [
         ("pretrain", "one", "ddp"),
         ("pretrain", "one", "fsdp"),
+        ("narrow", "narrow", "ddp"),
+        ("narrow", "narrow", "fsdp"),
         ("sft", "sft", "fsdp"),
         ("dpo", "dpo", "ddp"),
         ("dpo", "dpo", "fsdp"),

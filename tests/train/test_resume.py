@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from model.tokenizer.base import Tokenizer
 from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
 from tests.helpers.training import (
     TINY_SHAPE,
+    build_trainer,
     checkpoint_bytes,
     comparable_records,
     tensorboard_losses,
@@ -97,6 +99,24 @@ def test_ctrl_c_saves_and_resume_is_bit_identical(data: Path, whole: Path, tmp_p
     assert done.returncode == 0 and f"continues after step {step}" in done.stdout, done.stderr
     assert checkpoint_bytes(run, LAST_STEP) == checkpoint_bytes(whole, LAST_STEP)
     assert comparable_records(run) == comparable_records(whole)
+
+
+@pytest.mark.slow
+def test_resume_in_bf16_is_bit_identical(tmp_path: Path, shard_set: Path) -> None:
+    """Catch a resumed run whose narrow weights are not those of its checkpoint."""
+    options: dict[str, Any] = {"precision": "bf16", "max_steps": 6, "checkpoint": {"every": 3}}
+    whole = build_trainer(tmp_path / "whole", shard_set, **options)
+    assert whole.train()
+    whole.close()
+    stopped = build_trainer(tmp_path / "stopped", shard_set, **options)
+    for _ in range(3):
+        stopped.train_step()
+    stopped.save_checkpoint()
+    stopped.close()
+    resumed = build_trainer(tmp_path / "stopped", shard_set, **options)
+    assert resumed.state.step == 3 and resumed.train()
+    resumed.close()
+    assert checkpoint_bytes(tmp_path / "stopped", 6) == checkpoint_bytes(tmp_path / "whole", 6)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from model.bf16_loss import CHUNK_SIZE
 from model.config import LlamaConfig
 from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath, loss_chunk_size
@@ -129,8 +130,18 @@ class Workload:
         return 4 if self.precision == "fp32" else 2
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether activations are bf16 from the embedding on (`model.narrow_weights`)."""
+        return self.device == "cpu" and self.precision == "bf16" and not self.is_compiled
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of the residual stream."""
+        return 2 if self.is_narrow else self.weight_bytes
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of a number of the embedding, the head and the norms, and of the residual stream.
+        """Bytes of a number of the embedding, the head and the norms.
 
         Weights are fp32. Beside quantized layers they are in the number format of matmuls.
         """
@@ -471,8 +482,8 @@ def _feed_forward_saved(workload: Workload, n: int) -> dict[str, float]:
 
 
 def _saved_by_norm(workload: Workload, n: int) -> float:
-    """Return the bytes of the input in fp32, and of its inverse root mean square."""
-    hidden = n * workload.config.hidden_size * 4
+    """Return the bytes of the input, and of its inverse root mean square in fp32."""
+    hidden = n * workload.config.hidden_size * (2 if workload.is_narrow else 4)
     is_plain = workload.device == "cuda" and not workload.is_compiled
     # The gradient of the scale needs their quotient.
     return hidden * (2 if is_plain and workload.lora is None else 1) + n * 4
@@ -493,7 +504,7 @@ def _saved_inputs(
     if is_kept or not saving:
         return 0.0
     # Under autocast every layer converts the input for itself, unless it has that type already.
-    return size * e * (len(saving) if e < workload.weight_bytes else 1)
+    return size * e * (len(saving) if e < workload.stream_bytes else 1)
 
 
 def _saved_by_weights(
@@ -523,8 +534,9 @@ def _layer_activations(workload: Workload) -> list[Tensors]:
     if workload.is_tiled:
         # The rest is in the temporaries of the tiles, which are gone when attention follows.
         saved = _attention_saved(workload)
-        if workload.weight_bytes == 4:
-            saved["norm of attention"] -= n * config.hidden_size * 4  # the input is kept anyway
+        if workload.is_narrow or workload.weight_bytes == 4:
+            # The input is kept anyway.
+            saved["norm of attention"] -= n * config.hidden_size * workload.stream_bytes
     if workload.checkpointing == "attention":
         del saved["attention"]  # it is among what is kept
     terms = []
@@ -543,7 +555,7 @@ def _repeat(terms: list[Tensors], times: int) -> list[Tensors]:
 def kept_tensors(workload: Workload) -> list[float]:
     """Return the bytes of what gradient checkpointing keeps of a layer, besides weights."""
     config, n = workload.config, workload.tokens
-    kept: list[float] = [n * config.hidden_size * workload.weight_bytes]
+    kept: list[float] = [n * config.hidden_size * workload.stream_bytes]
     if workload.checkpointing == "attention":
         heads = n * config.num_attention_heads
         kept += [heads * config.head_dim * workload.compute_bytes, heads * 4]
@@ -566,7 +578,7 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
     """
     config, n = workload.config, workload.tokens
     layers = config.num_hidden_layers
-    vector = n * config.hidden_size * workload.weight_bytes
+    vector = n * config.hidden_size * workload.stream_bytes
     if workload.checkpointing == "none":
         saved = _repeat(_layer_activations(workload), layers)
     else:
@@ -639,7 +651,7 @@ def _logits(workload: Workload) -> list[Tensors]:
     """Return the tensors of the loss at its peak, gradients of the head and the states included."""
     config = workload.config
     n, e = workload.num_targets, workload.compute_bytes
-    hidden = n * config.hidden_size * workload.weight_bytes
+    hidden = n * config.hidden_size * workload.stream_bytes
     table = config.vocab_size * config.hidden_size
     is_trained = workload.lora is None
     part = "logits and loss"
@@ -659,6 +671,13 @@ def _logits(workload: Workload) -> list[Tensors]:
         else:
             terms += [Tensors(part, (4 + narrow) * logits), Tensors(part, head)]
         return terms
+    if workload.is_narrow and workload.loss_path == "chunked":
+        # E of a chunk (`model.bf16_loss`), which only the gradient of the head needs, and states
+        # and their gradients in fp32.
+        rows = min(n, CHUNK_SIZE)
+        tiles = rows * config.vocab_size * e
+        terms.append(Tensors(part, (table * 4 + tiles) * is_trained))
+        return [*terms, Tensors(part, rows * config.hidden_size * 4, 5)]
     chunk_rows = min(n, loss_chunk_size(torch.device(workload.device)))
     chunk = chunk_rows * config.vocab_size
     terms.append(Tensors(part, table * 4 * is_trained))
@@ -687,12 +706,12 @@ def _layer_gradients(workload: Workload) -> list[Tensors]:
     num_bytes = (2 if saves_product else 3) * width * e
     if workload.checkpointing == "none":
         # The tensors of the last norm are freed; two gradients of the residual stream are there.
-        num_bytes -= hidden * workload.weight_bytes
-    if e < workload.weight_bytes:
+        num_bytes -= hidden * workload.stream_bytes
+    if e < workload.stream_bytes:
         num_bytes += 2 * hidden * e
-    if workload.weight_bytes < 4:
+    if workload.stream_bytes < 4:
         # Those of a norm, which is computed in fp32, may be larger.
-        num_bytes = max(num_bytes, 4 * hidden * 4)
+        num_bytes = max(num_bytes, (3 if workload.is_narrow else 4) * hidden * 4)
     weight = max(_linear_sizes(config)) if workload.lora is None else max(_adapter_sizes(workload))
     weight *= 4 + (e if e < 4 else 0)
     part = "temporaries"
@@ -747,7 +766,7 @@ def _attention_gradients(workload: Workload) -> list[Tensors]:
 def _head_gradients(workload: Workload) -> list[Tensors]:
     """Return the gradients that the loss has left for the backward pass."""
     config = workload.config
-    num_bytes = workload.num_targets * config.hidden_size * workload.weight_bytes
+    num_bytes = workload.num_targets * config.hidden_size * workload.stream_bytes
     terms = [Tensors("temporaries", num_bytes)]
     if workload.lora is None:
         terms.append(Tensors("gradients", config.vocab_size * config.hidden_size * 4))

@@ -113,7 +113,10 @@ class RunSpec:
     def precision(self) -> Precision:
         """The number format to compute in."""
         return resolve_precision(
-            self.device, self.options.precision, is_quantized=self.quantize is not None
+            self.device,
+            self.options.precision,
+            trained=self.model_config,
+            is_quantized=self.quantize is not None,
         )
 
     @property

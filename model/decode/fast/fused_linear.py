@@ -171,6 +171,8 @@ class LinearAdd:
         if is_plain_linear(projection):
             # A view of the weight, [D, M], for addmm and baddbmm.
             self._transposed_weight = projection.weight.detach().t()
+        # Made on first use.
+        self._transposed_copy: Tensor | None = None
         self.can_prepare = is_plain_int8_linear(projection) or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
@@ -184,10 +186,16 @@ class LinearAdd:
 
         Both are fp32 buffers on a CPU, which the operations read when they are called.
         """
-        if self._transposed_weight is not None:
-            num_blocks = _num_blocks(self._transposed_weight, h)
+        weight = self._transposed_weight
+        if weight is not None:
+            if len(h) > 1:
+                # Several rows are multiplied faster by a transposed copy, one row is not.
+                if self._transposed_copy is None:
+                    self._transposed_copy = weight.contiguous()
+                weight = self._transposed_copy
+            num_blocks = _num_blocks(weight, h)
             repeated = h.expand(num_blocks, *h.shape)
-            weight_blocks = _split_columns(self._transposed_weight, num_blocks)
+            weight_blocks = _split_columns(weight, num_blocks)
             return [partial(_split_columns(x, num_blocks).baddbmm_, repeated, weight_blocks)]
         h_bf16 = buffers.get("x_bf16", h.shape, torch.bfloat16)
         projected = buffers.get("projected", x.shape)

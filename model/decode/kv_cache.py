@@ -88,7 +88,8 @@ class KVCache:
         """Return a cache that is `num_rows` of these rows from `start` on, with nothing filled."""
         part = copy.copy(self)
         # What was computed from the whole storage.
-        part.__dict__.pop("_flat_views", None)
+        for name in ("_flat_views", "_first_entries"):
+            part.__dict__.pop(name, None)
         part.storage = self.storage.narrow(2, start, num_rows)
         part.keys, part.values = part.storage.unbind(1)
         part.batch_size, part.length, part.columns = num_rows, 0, None
@@ -159,10 +160,13 @@ class KVCache:
         """
         if self.columns is None:
             return None
-        _, num_rows, num_heads, capacity, _ = self.storage.shape[1:]
-        # The first entry of every head, [2, rows, K].
-        heads = torch.arange(2 * num_rows * num_heads).view(2, num_rows, num_heads) * capacity
-        return (heads[:, : self.batch_size] + self.columns[:, None]).flatten()
+        return (self._first_entries[:, : self.batch_size] + self.columns[:, None]).flatten()
+
+    @cached_property
+    def _first_entries(self) -> Tensor:
+        """Return the first entry of every head in a layer, int64[2, rows, K]."""
+        shape = self.storage.shape[1:4]
+        return torch.arange(shape.numel()).view(shape) * self.capacity
 
     def select_rows(self, rows: Tensor, start: int = 0) -> None:
         """Make row i a copy of the present row rows[i], int64[n], and set the batch size to n.

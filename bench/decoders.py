@@ -64,7 +64,7 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     """
     import torch
 
-    from model.decode.batched_inference import InferenceBatch
+    from model.decode.batched_inference import start_batch
     from model.quantize import quantize_int8
 
     model = _load_babyllama(task)
@@ -74,8 +74,8 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         start_time = time.perf_counter()
-        batch = InferenceBatch(model, prompts, max_new_tokens=new)
-        step_ids = [batch.head.argmax(batch.prefill())]  # int64[rows] of each step
+        batch, hidden = start_batch(model, prompts, max_new_tokens=new)
+        step_ids = [batch.head.argmax(hidden)]  # int64[rows] of each step
         step_ids[0].tolist()  # wait for the device
         first_id_time = time.perf_counter()
         for _ in range(new - 1):

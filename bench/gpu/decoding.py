@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.gpu.context import CPU, UNIT_ROUNDOFF, Context, build_model, random_ids, relative_error
 from model.decode.batch_generate import generate_batch
-from model.decode.batched_inference import InferenceBatch
+from model.decode.batched_inference import start_batch
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
 from model.precision import DTYPES
@@ -39,10 +39,10 @@ def decoding(context: Context, name: str) -> None:
     sizes = (3, 9, 5) if context.is_small else (16, 64, 33, 50)
     prompts = [random_ids(config, 1, size, seed=size)[0].tolist() for size in sizes]
     compare_decode(context, "fp32", model, reference, prompts, num_new)
-    expected_hidden = InferenceBatch(reference, prompts, max_new_tokens=1).prefill()
+    expected_hidden = start_batch(reference, prompts, max_new_tokens=1)[1]
     for precision in context.low_precisions():
         narrow_model = build_model(config, context.device).to(DTYPES[precision]).eval()
-        hidden = InferenceBatch(narrow_model, prompts, max_new_tokens=1).prefill()
+        hidden = start_batch(narrow_model, prompts, max_new_tokens=1)[1]
         context.report.compare(
             f"{precision}: hidden states of a batched prefill",
             relative_error(hidden, expected_hidden),
@@ -118,10 +118,9 @@ def _decode_logits(
 
     With `forced_ids`[R, num_new] those are decoded instead of the argmax (teacher forcing).
     """
-    batch = InferenceBatch(model, prompts, max_new_tokens=num_new)
+    batch, hidden = start_batch(model, prompts, max_new_tokens=num_new)
     logits: list[Tensor] = []
     ids: list[Tensor] = []
-    hidden = batch.prefill()
     for step in range(num_new):
         if step > 0:
             hidden = batch.decode_step(ids[-1])
@@ -148,8 +147,8 @@ def logit_gap_at_divergence(
         (index for index in range(common_length) if answer[index] != expected[index]),
         common_length,
     )
-    batch = InferenceBatch(reference, [prompt + expected[:position]], max_new_tokens=1)
-    logits = batch.head.logits(batch.prefill())[0]
+    batch, hidden = start_batch(reference, [prompt + expected[:position]], max_new_tokens=1)
+    logits = batch.head.logits(hidden)[0]
     if position < common_length:
         return float((logits[expected[position]] - logits[answer[position]]).abs())
     # One answer ended here with a stop id, which it does not contain. Greedy decoding took the most

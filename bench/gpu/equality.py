@@ -24,7 +24,7 @@ from bench.gpu.context import (
 )
 from data.batching.collate import Batch
 from model.config import LlamaConfig
-from model.decode.batched_inference import InferenceBatch
+from model.decode.batched_inference import start_batch
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, seed_dropout
 from model.loss import available_loss_paths
@@ -312,8 +312,8 @@ def lora(context: Context) -> None:
             report, f"adapter, {precision}", value, expected, **low_precision_bounds(precision)
         )
     prompts = random_ids(config, 2, 12).tolist()
-    hidden = InferenceBatch(model.eval(), prompts, max_new_tokens=1).prefill()
-    expected_hidden = InferenceBatch(reference.eval(), prompts, max_new_tokens=1).prefill()
+    hidden = start_batch(model.eval(), prompts, max_new_tokens=1)[1]
+    expected_hidden = start_batch(reference.eval(), prompts, max_new_tokens=1)[1]
     report.compare(
         "adapter, hidden states of a prefill", relative_error(hidden, expected_hidden), FP32_OUTPUTS
     )

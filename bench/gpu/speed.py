@@ -17,7 +17,7 @@ from bench.gpu.report import NotRun
 from bench.gpu.steps import TrainingStep
 from common.machine import matmul_flops, num_cores
 from model.config import LlamaConfig
-from model.decode.batched_inference import InferenceBatch
+from model.decode.batched_inference import start_batch
 from model.llama import Llama
 from model.precision import DTYPES
 from train.autotune import autotune
@@ -215,8 +215,8 @@ def time_decode(
     """
     context.synchronize()
     start_time = time.perf_counter()
-    batch = InferenceBatch(model, prompts, max_new_tokens=num_new)
-    ids = batch.head.argmax(batch.prefill())
+    batch, hidden = start_batch(model, prompts, max_new_tokens=num_new)
+    ids = batch.head.argmax(hidden)
     context.synchronize()
     first_id_time = time.perf_counter()
     for _ in range(num_new - 1):

@@ -1,15 +1,20 @@
-"""The engine: a thread that owns the model and schedules requests into the batch."""
+"""The engine: a thread that owns the model and answers requests, several at a time."""
 
 import sys
 import time
 import traceback
-from collections import deque
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 
 from chat.load_model import LoadedModel
-from chat.serve.batch import ContinuousBatch
-from chat.serve.sequence import AnswerEvent, Failure, GenerationRequest, TextDelta
+from chat.serve.sequence import (
+    ActiveSequence,
+    AnswerEvent,
+    Failure,
+    GenerationRequest,
+    TextDelta,
+)
+from model.decode.scheduler import Scheduler
 
 INTERNAL_ERROR_MESSAGE = "internal error; the server's terminal shows the details"
 SHUTDOWN_MESSAGE = "the server is shutting down"
@@ -26,12 +31,15 @@ class Engine:
     def __init__(self, loaded_model: LoadedModel, *, max_sequences: int, max_queued: int) -> None:
         self.max_sequences = max_sequences
         self.max_queued = max_queued
-        self._batch = ContinuousBatch(loaded_model)
+        self._loaded_model = loaded_model
+        # Used by the engine's thread alone, except for the length of `running`.
+        self._scheduler = Scheduler[ActiveSequence](
+            loaded_model.model, max_rows=max_sequences, answers_at_once=True
+        )
         # A signal handler calls `stop`. SimpleQueue and Event are safe there; a queue.Queue could
         # deadlock on the lock that the interrupted thread holds.
         self._inbox: SimpleQueue[GenerationRequest | None] = SimpleQueue()
         self._stop_event = Event()
-        self._waiting: deque[GenerationRequest] = deque()  # used by the engine's thread alone
         self._num_requests = 0  # running and waiting, the inbox included
         self._num_requests_lock = Lock()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
@@ -57,7 +65,7 @@ class Engine:
     @property
     def request_counts(self) -> tuple[int, int]:
         """Return the numbers of running and of waiting requests."""
-        num_running = len(self._batch.sequences)
+        num_running = len(self._scheduler.running)
         # The engine's thread changes both numbers meanwhile, hence the max.
         return num_running, max(0, self._num_requests - num_running)
 
@@ -87,55 +95,65 @@ class Engine:
             except Exception:
                 # An error, such as a lack of memory, ends the running answers but not the server.
                 traceback.print_exc(file=sys.stderr)
-                self._batch.fail_all(500, INTERNAL_ERROR_MESSAGE)
-        self._batch.fail_all(503, SHUTDOWN_MESSAGE)
+                self._fail_running(500, INTERNAL_ERROR_MESSAGE)
+        self._fail_running(503, SHUTDOWN_MESSAGE)
         self._receive_requests()
-        for request in self._waiting:
-            request.emit(Failure(503, SHUTDOWN_MESSAGE))
+        for sequence in self._scheduler.waiting:
+            sequence.fail(503, SHUTDOWN_MESSAGE)
 
     def _step(self) -> None:
-        """Receive and schedule requests, prefill the scheduled ones, and decode one step."""
+        """Receive requests, drop those that nobody waits for, and continue the answers."""
         self._receive_requests()
-        self._batch.drop_expired(time.monotonic())
-        self._prefill(self._schedule())
-        self._batch.decode_step()
+        self._drop_expired(time.monotonic())
+        self._scheduler.step()
 
     def _receive_requests(self) -> None:
-        """Move requests from the inbox to the queue; block if there is nothing else to do."""
-        has_work = bool(self._batch.sequences or self._waiting or self._stop_event.is_set())
+        """Move requests from the inbox to the scheduler; block if there is nothing else to do."""
+        has_work = self._scheduler.has_work or self._stop_event.is_set()
         try:
             while True:
                 request = self._inbox.get(block=not has_work)
                 if request is not None:
-                    self._waiting.append(request)
+                    self._add_sequence(request)
                 has_work = True
         except Empty:
             return
 
-    def _schedule(self) -> list[GenerationRequest]:
-        """Return the requests to prefill now, first come first served; fail expired ones."""
-        now = time.monotonic()
-        num_free = self.max_sequences - len(self._batch.sequences)
-        scheduled: list[GenerationRequest] = []
-        still_waiting: deque[GenerationRequest] = deque()
-        for request in self._waiting:
-            if request.is_cancelled or now >= request.deadline:
-                request.emit(Failure(503, QUEUE_TIMEOUT_MESSAGE))
-            elif len(scheduled) < num_free:
-                scheduled.append(request)
-            else:
-                still_waiting.append(request)
-        self._waiting = still_waiting
-        return scheduled
-
-    def _prefill(self, requests: list[GenerationRequest]) -> None:
-        """Prefill requests. If that raises, fail those that the batch does not hold."""
+    def _add_sequence(self, request: GenerationRequest) -> None:
+        """Let a request wait for a place. If that raises, fail the request."""
+        loaded_model = self._loaded_model
         try:
-            self._batch.prefill(requests)
+            sequence = ActiveSequence(
+                request,
+                loaded_model.tokenizer,
+                loaded_model.context_length,
+                loaded_model.model.config.stop_ids,
+            )
         except Exception:
-            # `_run` fails the requests that have a sequence in the batch; here are the others.
-            running_requests = [sequence.request for sequence in self._batch.sequences]
-            for request in requests:
-                if request not in running_requests:
-                    request.emit(Failure(500, INTERNAL_ERROR_MESSAGE))
+            request.emit(Failure(500, INTERNAL_ERROR_MESSAGE))
             raise
+        self._scheduler.add(sequence)
+
+    def _drop_expired(self, now: float) -> None:
+        """End the answers whose client has disconnected or whose deadline is over.
+
+        `now` is on the clock of time.monotonic.
+        """
+        scheduler = self._scheduler
+        for sequence in list(scheduler.waiting):
+            if sequence.request.is_cancelled or now >= sequence.request.deadline:
+                scheduler.waiting.remove(sequence)
+                sequence.fail(503, QUEUE_TIMEOUT_MESSAGE)
+        for sequence in scheduler.running:
+            if sequence.request.is_cancelled:
+                sequence.finish("cancelled")
+            elif now >= sequence.request.deadline:
+                sequence.finish("timeout")
+        scheduler.drop_finished()
+
+    def _fail_running(self, status: int, message: str) -> None:
+        """Fail every running answer that is not finished, and release the batch."""
+        for sequence in self._scheduler.running:
+            if not sequence.is_finished:
+                sequence.fail(status, message)
+        self._scheduler.drop_all()

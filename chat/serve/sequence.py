@@ -1,24 +1,20 @@
 """A generation request, and the sequence that answers it while it is in the batch."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from model.decode.detokenize import StreamingDetokenizer
-from model.decode.logits_processors import (
-    build_logits_processors,
-    process_logits,
-    sample_token,
-)
+from model.decode.logits_processors import build_logits_processors
 from model.decode.sampling import Sampling
+from model.decode.scheduler import ScheduledAnswer
 from model.tokenizer.base import Tokenizer
 
 # eos: the model ended the answer; stop: a stop string; length: max_new_tokens; context: the end of
 # the context; timeout: the request's deadline; cancelled: the client disconnected.
 FinishReason = Literal["eos", "stop", "length", "context", "timeout", "cancelled"]
+
+OVERFLOW_MESSAGE = "the computation overflowed: start the server with --precision fp32"
 
 
 @dataclass(frozen=True)
@@ -66,50 +62,43 @@ class GenerationRequest:
     is_cancelled: bool = False  # set by the HTTP side when the client has disconnected
 
 
-@dataclass(eq=False)
-class ActiveSequence:
-    """The ids generated for a request in the batch, and the state needed to sample the next one.
+class ActiveSequence(ScheduledAnswer):
+    """The answer to a request, and what streams its text.
 
-    With the same seed it generates the same ids as `model.decode.generate.generate`.
+    With the same seed it gets the same ids as from `model.decode.generate.generate`.
     """
 
-    request: GenerationRequest
-    tokenizer: Tokenizer
-    context_length: int
-    stop_ids: Collection[int]  # ids that end an answer
-    answer_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def __post_init__(self) -> None:
-        request = self.request
-        self._generator = torch.Generator().manual_seed(request.seed)
-        self._processors = build_logits_processors(
-            repetition_penalty=request.sampling.repetition_penalty,
-            no_repeat_ngram=request.sampling.no_repeat_ngram,
-            frequency_penalty=request.frequency_penalty,
-            presence_penalty=request.presence_penalty,
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: Tokenizer,
+        context_length: int,
+        stop_ids: Collection[int],
+    ) -> None:
+        """`stop_ids` end the answer, as the end of the context does."""
+        super().__init__(
+            request.prompt,
+            limit=min(request.max_new_tokens, context_length - len(request.prompt)),
+            stop_ids=stop_ids,
+            sampling=request.sampling,
+            processors=build_logits_processors(
+                repetition_penalty=request.sampling.repetition_penalty,
+                no_repeat_ngram=request.sampling.no_repeat_ngram,
+                frequency_penalty=request.frequency_penalty,
+                presence_penalty=request.presence_penalty,
+            ),
+            seed=request.seed,
         )
-        self._detokenizer = StreamingDetokenizer(self.tokenizer, request.stop_strings)
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self._detokenizer = StreamingDetokenizer(tokenizer, request.stop_strings)
 
     @property
-    def num_remaining_tokens(self) -> int:
-        """Return how many more ids the answer may have, limited by the request and the context."""
-        num_positions = self.context_length - len(self.request.prompt)
-        return min(self.request.max_new_tokens, num_positions) - len(self.answer_ids)
+    def is_finished(self) -> bool:
+        """Return whether the last event was emitted."""
+        return self.finish_reason is not None
 
-    @property
-    def is_greedy(self) -> bool:
-        """Return whether the next id is the argmax of the unprocessed logits."""
-        return self.request.sampling.is_greedy and not self._processors
-
-    def sample_token(self, logits: Tensor) -> int:
-        """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
-        generated = torch.tensor([self.answer_ids], dtype=torch.int64)
-        # Processors take a batch; this is one of a single row.
-        logits = process_logits(self._processors, logits[None], generated)[0]
-        return sample_token(logits, self.request.sampling, self._generator)
-
-    def append_token(self, token_id: int) -> None:
+    def append(self, token_id: int) -> None:
         """Append the next id to the answer, and emit the text that it completes.
 
         Finishes the answer at a stop id, which is not appended, and after an id that completes a
@@ -118,14 +107,18 @@ class ActiveSequence:
         if token_id in self.stop_ids:
             self.finish("eos")
             return
-        self.answer_ids.append(token_id)
+        self.ids.append(token_id)
         self._emit_text(self._detokenizer.add_token(token_id))
         if self._detokenizer.has_stopped:
             self.finish("stop")
-        elif len(self.answer_ids) >= self.request.max_new_tokens:
+        elif len(self.ids) >= self.request.max_new_tokens:
             self.finish("length")
-        elif self.num_remaining_tokens <= 0:
+        elif len(self.ids) >= self.limit:
             self.finish("context")
+
+    def overflow(self) -> None:
+        """Fail the request: the model's output is not finite."""
+        self.fail(500, OVERFLOW_MESSAGE)
 
     def finish(self, finish_reason: FinishReason) -> None:
         """Emit the text that was held back, and the end of the answer.
@@ -136,7 +129,7 @@ class ActiveSequence:
             self._emit_text(self._detokenizer.flush())
         # Flushing can complete a stop string, too.
         self.finish_reason = "stop" if self._detokenizer.has_stopped else finish_reason
-        self.request.emit(Finish(self.finish_reason, len(self.answer_ids)))
+        self.request.emit(Finish(self.finish_reason, len(self.ids)))
 
     def fail(self, status: int, message: str) -> None:
         """Emit a failure instead of the rest of the answer."""

@@ -1,4 +1,4 @@
-"""Batched prefill and decode steps of prompts of different lengths over one KV cache."""
+"""Batched prefill and decode steps of sequences of different lengths over one KV cache."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,6 @@ from torch import Tensor
 from model.decode.inference_model import inference_model
 from model.decode.kv_cache import KVCache
 from model.llama import Llama
-
-# Finished rows are dropped once they are this fraction of a batch, not one by one, because dropping
-# copies the KV cache of the remaining rows.
-_COMPACTION_THRESHOLD = 0.25
 
 
 def host_sync_interval(device: torch.device) -> int:
@@ -23,115 +19,105 @@ def host_sync_interval(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-def should_compact(num_active: int, num_rows: int) -> bool:
-    """Return whether enough of the rows are finished to drop them from the batch."""
-    return num_active <= (1 - _COMPACTION_THRESHOLD) * num_rows
-
-
 class InferenceBatch:
-    """Prefill and decode steps of several left-padded sequences.
+    """Prefill and decode steps of several sequences, one in each row.
 
-    Padding on the left lets all rows write the same column of the cache in a step. The positions of
-    a row are counted from its own first id, and no id attends to padding, so a row gets the hidden
-    states that it would get alone. `head` computes logits or ids of hidden states. Shapes: R rows,
-    T new columns, S columns of the cache after a call, D hidden size.
+    A sequence begins at the first position of its row, and every step writes the position after its
+    last one, which differs between rows. So rows come and go without moving the others, and prompts
+    are prefilled under the causal mask alone: what pads the shorter ones comes after them. No id
+    attends to what is beyond its row, so a row gets the hidden states that it would get alone.
+    `head` computes logits or ids of hidden states. Shapes: R rows, S columns of the cache after a
+    call, D hidden size.
     """
 
-    def __init__(
-        self,
-        model: Llama,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        rows_per_prompt: int = 1,
-    ) -> None:
-        """Allocate a cache for `max_new_tokens` ids after the longest prompt.
-
-        `rows_per_prompt` is the number of rows to allocate for each prompt. A batch starts with one
-        row per prompt; `select_rows` can copy it to more.
-        """
+    def __init__(self, model: Llama, *, num_rows: int, capacity: int) -> None:
+        """Allocate a cache for `num_rows` sequences of `capacity` ids each, all still empty."""
         weight = model.model.norm.weight
-        self._llama, self._model, self.device = model, inference_model(model), weight.device
+        self._config, self._model = model.config, inference_model(model)
+        self.device, self._dtype = weight.device, weight.dtype
         self.head = self._model.head
-        longest = max(map(len, prompts))
-        capacity = longest + max_new_tokens
-        num_rows = len(prompts) * rows_per_prompt
-        self.cache = KVCache(model.config, num_rows, capacity, self.device, weight.dtype)
-        self.cache.batch_size = len(prompts)
-        self._column_index = torch.arange(capacity, device=self.device)
-        padding = [longest - len(prompt) for prompt in prompts]
-        self._padding = torch.tensor(padding, device=self.device)
-        self._is_unpadded = not any(padding)
-        # Any id would do as padding, because no other column attends to it.
-        padded_prompts = [
-            [0] * count + list(ids) for count, ids in zip(padding, prompts, strict=True)
-        ]
-        self._padded_prompts = torch.tensor(padded_prompts, device=self.device)
         self.host_sync_interval = host_sync_interval(self.device)
+        self._allocate(num_rows, capacity)
 
-    @classmethod
-    def concat(
-        cls, batches: Sequence["InferenceBatch"], *, max_new_tokens: int
-    ) -> "InferenceBatch":
-        """Join batches of the same model into one with a new cache.
+    def _allocate(self, num_rows: int, capacity: int) -> None:
+        """Replace the cache by an empty one."""
+        self.cache = KVCache(self._config, num_rows, capacity, self.device, self._dtype)
+        self.cache.batch_size = 0
+        self._lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
+        # Positions from here on have not been written since the cache was allocated.
+        self._num_written = 0
+        self._is_even = True
+        self._column_index = torch.arange(capacity, device=self.device)
 
-        The cache is allocated for `max_new_tokens` more ids in every row. Keys and values are
-        copied; columns that would be padding in all rows are left out.
-        """
-        # Number of ids in the cache for each row: the filled columns except the padding.
-        row_lengths = [
-            int(length) for batch in batches for length in batch.cache.length - batch._padding
+    def reserve(self, num_rows: int, capacity: int) -> None:
+        """Make room for `num_rows` sequences of `capacity` ids; nothing is lost or moved."""
+        old, lengths = self.cache, self._lengths
+        if num_rows <= old.num_rows and capacity <= old.capacity:
+            return
+        self._allocate(max(num_rows, old.num_rows), max(capacity, old.capacity))
+        filled = slice(old.length)
+        self.cache.storage[:, :, : old.batch_size, :, filled] = old.storage[
+            :, :, : old.batch_size, :, filled
         ]
-        # Placeholder prompts of these lengths give the joined batch its padding; they are never
-        # prefilled.
-        prompts = [[0] * length for length in row_lengths]
-        joined = cls(batches[0]._llama, prompts, max_new_tokens=max_new_tokens)
-        joined.cache.length = max(row_lengths)
-        first_row = 0
-        for batch in batches:
-            joined.cache.copy_from(batch.cache, first_row)
-            first_row += batch.cache.batch_size
-        return joined
+        self._set_lengths(lengths)
 
-    def prefill(self) -> Tensor:
-        """Process all prompts; return hidden[R, D] of their last ids."""
-        start, stop = 0, self._padded_prompts.shape[1]
-        positions, mask = self._positions(start, stop), self._attention_mask(start, stop)
-        return self._model.prefill(self._padded_prompts, self.cache, positions, mask)
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Process prompts in new rows after the present ones; return hidden[n, D] of their ends.
+
+        The rows must have been reserved.
+        """
+        longest = max(map(len, prompts))
+        # Any id would do as padding.
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        rows = self.cache.rows(self.cache.batch_size, len(prompts))
+        # A sequence that overflowed may have left NaN behind, which a weight of zero does not hide.
+        rows.storage[..., longest : self._num_written, :].zero_()
+        ids = torch.tensor(padded, device=self.device)
+        hidden = self._model.prefill(ids, rows, None, None, lengths - 1)
+        self._set_lengths(torch.cat([self._lengths, lengths]))
+        return hidden
+
+    def append_copies(self, sources: Sequence[int], lengths: Sequence[int]) -> None:
+        """Add rows that begin as others do: row sources[i], with its first lengths[i] ids."""
+        new_row = self.cache.batch_size
+        for source, length in zip(sources, lengths, strict=True):
+            self.cache.copy_row(source, new_row, length)
+            # As in `prefill`.
+            self.cache.storage[:, :, new_row, :, length : self._num_written].zero_()
+            new_row += 1
+        self._set_lengths(torch.cat([self._lengths, self._lengths.new_tensor(lengths)]))
 
     def decode_step(self, ids: Tensor) -> Tensor:
         """Process one more id of every row, ids[R]; return hidden[R, D]."""
-        start, stop = self.cache.length, self.cache.length + 1
-        positions, mask = self._positions(start, stop), self._attention_mask(start, stop)
-        if positions is not None:
-            positions = positions[:, 0]
-        return self._model.decode_step(ids, self.cache, positions, mask)
+        positions = mask = self.cache.columns = None
+        if not self._is_even:
+            self.cache.columns = self._lengths
+            # Clamped because the rotary table has no others, and a finished row that is not dropped
+            # yet may pass the last one. Its output is not used.
+            positions = self._lengths.clamp(max=self._config.max_position_embeddings - 1)
+            columns = self._column_index[: self.cache.length + 1]
+            mask = (columns <= self._lengths[:, None])[:, None, None]
+        hidden = self._model.decode_step(ids, self.cache, positions, mask)
+        self._lengths = self._lengths + 1
+        self._num_written = max(self._num_written, self.cache.length)
+        return hidden
 
-    def _positions(self, start: int, stop: int) -> Tensor | None:
-        """Return the positions of the columns `start` to `stop` - 1, int64[R, T].
+    def remove_rows(self, rows: Sequence[int]) -> list[int]:
+        """Remove rows, and fill their places with the last ones.
 
-        Returns None without padding: the default, the columns themselves, is right then.
+        Returns what is now where: row i is the old row result[i]. Makes the host wait for the
+        device.
         """
-        if self._is_unpadded:
-            return None
-        # Positions are clamped because the rotary table has no others: padding would get negative
-        # ones, and a finished row that is not dropped yet may pass the last one. Neither output is
-        # used.
-        last = self._llama.config.max_position_embeddings - 1
-        return (self._column_index[start:stop] - self._padding[:, None]).clamp(0, last)
-
-    def _attention_mask(self, start: int, stop: int) -> Tensor | None:
-        """Return which of S columns each new one may attend to, bool[R, 1, T, S].
-
-        Returns None without padding: the default causal mask is right then.
-        """
-        if self._is_unpadded:
-            return None
-        key_columns, query_columns = self._column_index[:stop], self._column_index[start:stop, None]
-        is_not_padding = (key_columns >= self._padding[:, None])[:, None, None]
-        # Padding attends to itself: a softmax over no key at all would be NaN, and NaN in the
-        # values of a column makes every row that multiplies them by zero NaN, too.
-        return is_not_padding & (key_columns <= query_columns) | (key_columns == query_columns)
+        removed, num_left = set(rows), self.cache.batch_size - len(rows)
+        order = list(range(num_left))
+        movable = (row for row in range(num_left, self.cache.batch_size) if row not in removed)
+        for place in sorted(removed):
+            if place < num_left:
+                order[place] = next(movable)
+                self.cache.copy_row(order[place], place, self.cache.length)
+        self._set_lengths(self._lengths[torch.tensor(order, device=self.device, dtype=torch.int64)])
+        return order
 
     def select_rows(self, rows: Tensor, shared_columns: int = 0) -> None:
         """Replace the rows of the batch: new row i is a copy of old row rows[i], rows int64[n].
@@ -140,9 +126,25 @@ class InferenceBatch:
         copied; the caller must know that they are equal in the old rows i and rows[i].
         """
         self.cache.select_rows(rows, shared_columns)
-        self._padding = self._padding[rows]
-        # The batch can only become unpadded when all rows of a padded prompt are dropped, and then
-        # the caller passes shared_columns=0. Otherwise the check, which would wait for the device,
-        # is skipped.
-        if not self._is_unpadded and shared_columns == 0:
-            self._is_unpadded = not bool(self._padding.any())
+        if shared_columns == 0:
+            self._set_lengths(self._lengths[rows])
+        else:
+            # The lengths are the same, and to look at them would wait for the device.
+            self._lengths = self._lengths[rows]
+
+    def _set_lengths(self, lengths: Tensor) -> None:
+        """Set the number of ids of every row, int64[R]. Makes the host wait for the device."""
+        self._lengths, self.cache.batch_size = lengths, len(lengths)
+        values = lengths.tolist()
+        self.cache.length = max(values, default=0)
+        self._num_written = max(self._num_written, self.cache.length)
+        self._is_even = min(values, default=0) == self.cache.length
+
+
+def start_batch(
+    model: Llama, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> tuple[InferenceBatch, Tensor]:
+    """Return a batch of prompts with room for new ids, and hidden[R, D] of the prompts' ends."""
+    capacity = max(map(len, prompts)) + max_new_tokens
+    batch = InferenceBatch(model, num_rows=len(prompts), capacity=capacity)
+    return batch, batch.prefill(prompts)

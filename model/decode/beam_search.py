@@ -19,9 +19,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.decode.batched_inference import InferenceBatch, should_compact
+from model.decode.batched_inference import start_batch
 from model.decode.logits_processors import LogitsProcessor, process_logits
 from model.llama import Llama
+
+# Finished prompts are dropped once no more than this share is active, not one by one, because
+# dropping copies the KV cache of the other beams.
+_ACTIVE_SHARE = 0.75
 
 
 class BeamState:
@@ -110,16 +114,17 @@ def beam_search(
     log-probabilities, divided by length ** length_penalty.
     """
     longest = max(limits)
-    batch = InferenceBatch(model, prompts, max_new_tokens=longest, rows_per_prompt=num_beams)
+    batch, hidden = start_batch(model, prompts, max_new_tokens=longest)
     device = batch.device
     state = BeamState(limits, num_beams, model.config.stop_ids, device)
     answers = state.finished[:, 0].clone()
     # The prompts that `state` still has, as rows of `answers`: int64[n], n <= P.
     prompt_index = torch.arange(len(prompts), device=device)
     # Every prompt is processed once, and its row is then copied to K (`num_beams`) rows.
-    logits = batch.head.logits(batch.prefill()).repeat_interleave(num_beams, 0)
+    logits = batch.head.logits(hidden).repeat_interleave(num_beams, 0)
+    batch.reserve(len(prompts) * num_beams, batch.cache.capacity)
     batch.select_rows(prompt_index.repeat_interleave(num_beams))
-    num_prompt_columns = batch.cache.length
+    num_prompt_columns = min(map(len, prompts))
     for step in range(longest):
         generated = state.running[..., :step].flatten(0, 1)  # [n * K, step]
         log_probabilities = process_logits(processors, logits.log_softmax(-1), generated)
@@ -127,8 +132,8 @@ def beam_search(
         # The beams of prompt p are the rows p * K to p * K + K - 1 of the batch.
         first_rows = torch.arange(0, parents.numel(), num_beams, device=device)
         rows = parents + first_rows[:, None]
-        # All beams of a prompt have the same keys and values for the prompt, so these columns of
-        # the cache are not copied.
+        # All beams of a prompt have the same keys and values for the prompt, so the columns that
+        # are the prompt's in every row are not copied.
         shared_columns = num_prompt_columns
         # Not at every step, because looking for finished prompts makes the host wait for the
         # device.
@@ -137,7 +142,7 @@ def beam_search(
             active_prompts = state.is_active.nonzero().flatten()
             if not len(active_prompts):
                 break
-            if should_compact(len(active_prompts), len(prompt_index)):
+            if len(active_prompts) <= _ACTIVE_SHARE * len(prompt_index):
                 state.select_prompts(active_prompts)
                 prompt_index = prompt_index[active_prompts]
                 rows = rows[active_prompts]

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.decode.fast.model import FastModel, is_supported
+from model.decode.fast.model import FastModel, is_supported, select_last
 from model.decode.kv_cache import KVCache
 from model.decode.lm_head import LMHead
 from model.llama import Llama
@@ -33,9 +33,11 @@ class InferenceModel(Protocol):
         cache: KVCache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
         """Process ids[R, T] after those in the cache; return hidden[R, D] of the last position.
 
+        With `last`, int64[R], it is the position last[r] of the T in row r instead.
         `positions`[R, T] default to counting up from the cache's length. A bool
         `mask`[R or 1, 1, T, S] (True: may attend) replaces the causal mask, and is required if
         T > 1 ids follow a cache that is not empty. Advances the cache's length by T.
@@ -75,9 +77,10 @@ class CachedLlama:
         cache: KVCache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
         """See `InferenceModel.prefill`."""
-        hidden = self._body(ids, positions, mask, cache)[:, -1]
+        hidden = select_last(self._body(ids, positions, mask, cache), last)
         cache.length += ids.shape[1]
         return hidden
 

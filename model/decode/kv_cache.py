@@ -1,5 +1,6 @@
 """KV cache: keys and values of the positions processed so far, in memory allocated once."""
 
+import copy
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -25,18 +26,25 @@ class LayerKVCache:
         """
         batch_size, start = self._cache.batch_size, self._cache.length
         stop = start + keys.shape[2]
-        self._keys[:batch_size, :, start:stop] = keys
-        self._values[:batch_size, :, start:stop] = values
+        columns = self._cache.columns
+        if columns is None:
+            self._keys[:batch_size, :, start:stop] = keys
+            self._values[:batch_size, :, start:stop] = values
+        else:
+            rows = torch.arange(batch_size, device=columns.device)
+            self._keys[rows, :, columns] = keys.squeeze(2)
+            self._values[rows, :, columns] = values.squeeze(2)
         return self._keys[:batch_size, :, :stop], self._values[:batch_size, :, :stop]
 
 
 class KVCache:
     """Keys and values of all layers for up to `capacity` positions of `batch_size` rows.
 
-    `length` positions are filled, the same number in every row. A forward pass writes after them,
-    and `InferenceModel` advances `length` once all layers have written. Only the first `batch_size`
-    rows are read and written; `batch_size` may be lowered, and raised again up to the allocated
-    number. Shapes: L layers, R rows, K key-value heads, d head_dim.
+    `length` positions are filled, the same number in every row unless `columns` says otherwise. A
+    forward pass writes after them, and `InferenceModel` advances `length` once all layers have
+    written. Only the first `batch_size` rows are read and written; `batch_size` may be lowered, and
+    raised again up to `num_rows`, the allocated number. Shapes: L layers, R rows, K key-value
+    heads, d head_dim.
     """
 
     def __init__(
@@ -62,6 +70,30 @@ class KVCache:
         self.keys, self.values = self.storage.unbind(1)  # [L, R, K, capacity, d]
         self.batch_size = batch_size
         self.length = 0
+        # Where a step of one position writes in each row, int64[R]; None: at `length` in all rows.
+        # `length` is the highest of them.
+        self.columns: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Return the number of allocated rows."""
+        return self.storage.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """Return the number of allocated positions of a row."""
+        return self.storage.shape[4]
+
+    def rows(self, start: int, num_rows: int) -> "KVCache":
+        """Return a cache that is `num_rows` of these rows from `start` on, with nothing filled."""
+        part = copy.copy(self)
+        # What was computed from the whole storage.
+        for name in ("_flat_views", "_first_entries"):
+            part.__dict__.pop(name, None)
+        part.storage = self.storage.narrow(2, start, num_rows)
+        part.keys, part.values = part.storage.unbind(1)
+        part.batch_size, part.length, part.columns = num_rows, 0, None
+        return part
 
     def layer(self, index: int) -> LayerKVCache:
         """Return the view of layer `index`."""
@@ -96,8 +128,9 @@ class KVCache:
 
         The first is where the new keys and values are written, complex[2, R, K, T, d / 2]: complex,
         because RoPE multiplies pairs of dimensions as complex numbers, for which PyTorch needs
-        fp32. The others include the new positions: keys, transposed [R * K, d, length + T], and
-        values [R * K, length + T, d].
+        fp32. With `columns` it is the whole layer instead, [2 * rows * K * capacity, d], of which
+        `next_entries` are written. The others include the new positions: keys, transposed
+        [R * K, d, length + T], and values [R * K, length + T, d].
         """
         # [L, 2, R, K, capacity, d / 2], [L, R * K, d, capacity] and [L, R * K, capacity, d].
         pairs, keys, values = self._flat_views
@@ -109,11 +142,31 @@ class KVCache:
             pairs = pairs.narrow(2, 0, self.batch_size)
             keys = keys.narrow(1, 0, heads)
             values = values.narrow(1, 0, heads)
+        if self.columns is None:
+            written = pairs.narrow(4, self.length, num_positions)
+        else:
+            written = self.storage.flatten(1, 4)
         return (
-            pairs.narrow(4, self.length, num_positions).unbind(),
+            written.unbind(),
             keys.narrow(3, 0, new_length).unbind(),
             values.narrow(2, 0, new_length).unbind(),
         )
+
+    def next_entries(self) -> Tensor | None:
+        """Return which entries of a layer a step of one position writes, int64[2 * R * K].
+
+        An entry is one position of one head in a layer [2 * rows * K * capacity, d]. None without
+        `columns`: then it is the same column of all rows.
+        """
+        if self.columns is None:
+            return None
+        return (self._first_entries[:, : self.batch_size] + self.columns[:, None]).flatten()
+
+    @cached_property
+    def _first_entries(self) -> Tensor:
+        """Return the first entry of every head in a layer, int64[2, rows, K]."""
+        shape = self.storage.shape[1:4]
+        return torch.arange(shape.numel()).view(shape) * self.capacity
 
     def select_rows(self, rows: Tensor, start: int = 0) -> None:
         """Make row i a copy of the present row rows[i], int64[n], and set the batch size to n.
@@ -126,15 +179,6 @@ class KVCache:
             layer[: len(rows), :, start : self.length] = layer[:, :, start : self.length][rows]
         self.batch_size = len(rows)
 
-    def copy_from(self, other: "KVCache", first_row: int) -> None:
-        """Copy the rows of `other` to the rows from `first_row` on, right-aligned.
-
-        If `other` has more filled positions, its first ones are left out. If it has fewer, the
-        first ones of these rows stay as they are.
-        """
-        columns = min(self.length, other.length)
-        rows = slice(first_row, first_row + other.batch_size)
-        target_columns = slice(self.length - columns, self.length)
-        source_columns = slice(other.length - columns, other.length)
-        for target, source in ((self.keys, other.keys), (self.values, other.values)):
-            target[:, rows, :, target_columns] = source[:, : other.batch_size, :, source_columns]
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of row `source` to row `target`."""
+        self.storage[:, :, target, :, :length] = self.storage[:, :, source, :, :length]

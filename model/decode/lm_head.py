@@ -7,7 +7,8 @@ two things make it faster than a plain linear layer:
   memory in order instead of summing along it.
 - For the most likely id, most of the matrix need not be read in fp32. An int8 copy gives
   approximate logits with a bound on their error, which rules out all ids except a few; only their
-  logits are computed in fp32. The result is the argmax of the full matmul.
+  logits are computed in fp32. The result is the argmax of the full matmul. For several rows the
+  hidden states are int8 too, each row with its own scale, where the processor multiplies int8.
 
 Ids that stand for no token of the tokenizer, as in a padded vocabulary, are never the most likely
 ones: their logits are replaced by the lowest finite number. Without such ids this costs nothing.
@@ -33,6 +34,8 @@ from model.quantize import (
 
 # With more candidates per row than this, computing all logits is as fast.
 _MAX_CANDIDATES_PER_ROW = 2048
+# Each of fewer rows is multiplied as fast in bf16, which rounds less.
+_MIN_INT8_ROWS = 4
 # bf16 rounds by at most 2^-8 relative to the exact number, and slightly more relative to the
 # rounded one.
 _BF16_ROUNDING_ERROR = 2.0**-8 * 1.01
@@ -43,13 +46,58 @@ _FP32_SUM_ERROR = 1e-4
 _ERROR_BOUND_ROWS = 8192
 
 
+def multiplies_int8() -> bool:
+    """Return whether this CPU multiplies int8 by int8 without saturation (VNNI, or AMX)."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+def _uses_int8_product(hidden: Tensor) -> bool:
+    """Return whether hidden[R, D] are rounded to int8 for the filter."""
+    return hidden.device.type == "cpu" and len(hidden) >= _MIN_INT8_ROWS and multiplies_int8()
+
+
+class _Int8Product:
+    """Approximate logits from int8 weights and hidden states in int8, a scale for each row."""
+
+    # The hidden states are stored without sign: this stands for zero.
+    _ZERO = 128
+
+    def __init__(self, int8_weight: Tensor, scale: Tensor) -> None:
+        """Copy int8_weight[V, D] into the layout of the kernel; scale[V] is that of its rows."""
+        self._packed_weight = torch.ops.onednn.qlinear_prepack(int8_weight, None)
+        self._scale = scale.float()
+        self._zero_points = torch.zeros(len(scale), dtype=torch.int64)
+
+    def __call__(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits[R, V] of scaled[R, D], numbers within -127 to 127, rounded to integers.
+
+        The second result, [R], is the L2 norm of what the rounding changed.
+        """
+        rounded = scaled.round()
+        logits = torch.ops.onednn.qlinear_pointwise(
+            (rounded + self._ZERO).to(torch.uint8),
+            1.0,
+            self._ZERO,
+            self._packed_weight,
+            self._scale,
+            self._zero_points,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        return logits, torch.linalg.vector_norm(scaled - rounded, dim=1)
+
+
 class Int8ArgmaxFilter:
     """Exact argmax of a linear layer, with int8 weights as a prefilter.
 
-    For int8 weights w' and activations x' in bf16, the error of a logit is by Cauchy-Schwarz at
-    most |x| |w - w'| + |x - x'| |w'|, and the approximate logit is then rounded to bf16. An id
-    whose approximate logit is below the highest one by more than twice the largest error cannot be
-    the argmax. Usually fewer than ten ids remain.
+    For int8 weights w' and rounded hidden states x', the error of a logit is by Cauchy-Schwarz at
+    most |x| |w - w'| + |x - x'| |w'|. An id whose approximate logit is below the highest one by
+    more than twice the largest error cannot be the argmax. Usually fewer than ten ids remain.
     """
 
     def __init__(self, head: nn.Linear | Int8Linear, unused_ids: Tensor | None = None) -> None:
@@ -62,26 +110,50 @@ class Int8ArgmaxFilter:
             self._int8_weight, self._scale = head.values, head.scale
         else:
             self._int8_weight, self._scale = quantize_rows(head.weight)
-        self._max_error = self._error_bound()
+        self._weight_error, self._weight_norm = self._error_bounds()
         # The approximate logits are searched in blocks of this size, the largest up to 256 that
         # divides the vocabulary.
         sizes = range(256, 0, -1)
         self._block_size = next(size for size in sizes if len(self._int8_weight) % size == 0)
+        # Made on first use: the matrix in another layout.
+        self._int8_product: _Int8Product | None = None
 
-    def _error_bound(self) -> float:
-        """Return the largest error of an approximate logit, as a multiple of the norm of x."""
-        bound = torch.zeros(())
+    def _error_bounds(self) -> tuple[float, float]:
+        """Return the largest |w - w'| of a row, with the error of sums, and the largest |w'|."""
+        largest_error, largest_norm = torch.zeros(()), torch.zeros(())
         for start in range(0, len(self._int8_weight), _ERROR_BOUND_ROWS):
             rows = slice(start, start + _ERROR_BOUND_ROWS)
             approximate = dequantize(self._int8_weight[rows], self._scale[rows], torch.float32)
-            # The weights of an int8 head are not approximate; only activations are rounded.
-            weight_error = torch.zeros(())
+            norms = approximate.norm(dim=1)
+            errors = _FP32_SUM_ERROR * norms
+            # The weights of an int8 head are not approximate; only hidden states are rounded.
             if not isinstance(self._head, Int8Linear):
-                weight_error = (self._head.weight.detach()[rows] - approximate).norm(dim=1)
-            activation_error = _BF16_ROUNDING_ERROR + _FP32_SUM_ERROR
-            errors = weight_error + activation_error * approximate.norm(dim=1)
-            bound = torch.maximum(bound, errors.max())
-        return float(bound)
+                errors += (self._head.weight.detach()[rows] - approximate).norm(dim=1)
+            largest_error = torch.maximum(largest_error, errors.max())
+            largest_norm = torch.maximum(largest_norm, norms.max())
+        return float(largest_error), float(largest_norm)
+
+    def _approximate(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Return approximate logits[R, V] of hidden[R, D], in fp32.
+
+        Also returns the largest error in each row, [R]; the unit of both, which the logits have to
+        be multiplied by, [R] or a scalar; and how much the logits were rounded afterwards, relative
+        to their size.
+        """
+        norm = torch.linalg.vector_norm(hidden, dim=1)
+        if _uses_int8_product(hidden):
+            if self._int8_product is None:
+                self._int8_product = _Int8Product(self._int8_weight, self._scale)
+            # A row of zeros is divided by the smallest number instead of by zero.
+            unit = (hidden.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+            logits, rounding = self._int8_product(hidden / unit[:, None])
+            error = norm / unit * self._weight_error + rounding * self._weight_norm
+            return logits, error, unit, 0.0
+        x = hidden.bfloat16()
+        logits = torch._weight_int8pack_mm(x, self._int8_weight, self._scale).float()
+        rounding = torch.linalg.vector_norm(hidden - x, dim=1)
+        error = norm * self._weight_error + rounding * self._weight_norm
+        return logits, error, norm.new_ones(()), _BF16_ROUNDING_ERROR
 
     def argmax(self, hidden: Tensor, margin: float = 0.0) -> tuple[Tensor, Tensor] | None:
         """Return the argmax of the logits of hidden[R, D], int64[R], and whether it is clear.
@@ -89,22 +161,21 @@ class Int8ArgmaxFilter:
         It is clear, bool[R], if all other logits are lower by more than `margin`. Returns None if
         too many candidates pass the filter or the logits are not finite.
         """
-        packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._int8_weight, self._scale)
-        _exclude(packed_logits, self._unused_ids)
+        logits, error, unit, rounding = self._approximate(hidden)
+        _exclude(logits, self._unused_ids)
         # One pass over all logits finds the maximum of each block; then few blocks are searched.
-        blocks = packed_logits.float().unflatten(1, (-1, self._block_size))
+        blocks = logits.unflatten(1, (-1, self._block_size))
         block_maxima = blocks.amax(2)
         max_logit = block_maxima.amax(1)
-        hidden_norm = torch.linalg.vector_norm(hidden, dim=1)
         # The exact maximum is at least max_logit - rounding - error. A logit that is lower by
         # `margin` at most has an approximate value of at least
         # max_logit - rounding - 2 * error - margin - rounding.
-        threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR)
-        threshold.sub_(hidden_norm, alpha=2 * self._max_error).sub_(margin)
+        threshold = max_logit.sub_(max_logit.abs(), alpha=rounding)
+        threshold.sub_(error, alpha=2).sub_(margin / unit)
         # The sum is not finite if any term is not.
         if not math.isfinite(float(threshold.sum())):
             return None
-        threshold = threshold.sub_(threshold.abs(), alpha=_BF16_ROUNDING_ERROR)[:, None]
+        threshold = threshold.sub_(threshold.abs(), alpha=rounding)[:, None]
         # First the blocks with a candidate, then the candidates inside these blocks.
         block_rows, block_numbers = (block_maxima >= threshold).nonzero(as_tuple=True)
         is_candidate = blocks[block_rows, block_numbers] >= threshold[block_rows]
@@ -192,7 +263,9 @@ class LMHead:
         linear: Any = self._linear
         is_filterable = is_plain_linear(linear) or isinstance(linear, Int8Linear)
         # The error bound holds for fp32 hidden states.
-        if not is_filterable or hidden.dtype != torch.float32 or not can_use_int8_kernel(hidden):
+        if not is_filterable or hidden.dtype != torch.float32:
+            return None
+        if not _uses_int8_product(hidden) and not can_use_int8_kernel(hidden):
             return None
         if self._argmax_filter is None:
             self._argmax_filter = Int8ArgmaxFilter(linear, self._unused_ids)

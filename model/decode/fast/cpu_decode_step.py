@@ -62,6 +62,10 @@ class _PreparedLayer:
         new_kv = pairs[:, :, num_heads:].unflatten(2, (2, num_kv_heads))
         self._new_kv = new_kv.permute(2, 0, 3, 1, 4)
         self._kv_rotations = kv_rotations
+        # Rows that write different columns of the cache get them from here.
+        self._rotated_kv = buffers.get("rotated_kv", (*self._new_kv.shape[:-1], head_dim))
+        self._rotated_pairs = as_complex_pairs(self._rotated_kv)
+        self._rotated_entries = self._rotated_kv.view(-1, head_dim)
         self._queries = queries.view(rows * num_kv_heads, -1, head_dim)
         self._attention_out = buffers.get("attention_out", self._queries.shape)
 
@@ -84,12 +88,21 @@ class _PreparedLayer:
             *layer.down.prepare(x[:, :-1], mlp_hidden, buffers),
         ]
 
-    def run(self, bias: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
+    def run(
+        self,
+        bias: Tensor | None,
+        entries: Tensor | None,
+        kv_out: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
         """Run the layer on the buffer `x` of the constructor, in place.
 
         Args:
             bias: [R * K or 1, T * H / K or 1, S], added to the attention scores; None adds nothing.
-            kv_out: complex[2, R, K, T, d / 2], where the new keys and values are written.
+            entries: `KVCache.next_entries`.
+            kv_out: where the new keys and values are written: complex[2, R, K, T, d / 2], or the
+                whole layer if there are `entries`.
             keys: [R * K, d, S], a view of the cache that includes the new positions.
             values: [R * K, S, d], likewise.
 
@@ -97,7 +110,11 @@ class _PreparedLayer:
         """
         for op in self._pre_attention_ops:
             op()
-        torch.mul(self._new_kv, self._kv_rotations, out=kv_out)
+        if entries is None:
+            torch.mul(self._new_kv, self._kv_rotations, out=kv_out)
+        else:
+            torch.mul(self._new_kv, self._kv_rotations, out=self._rotated_pairs)
+            kv_out.index_copy_(0, entries, self._rotated_entries)
         if bias is None:
             scores = torch.bmm(self._queries, keys)
         else:
@@ -159,7 +176,8 @@ class PreparedDecodeStep:
         self._x.copy_(x)
         self._key_rotation.copy_(rotation)
         torch.mul(self._key_rotation, self._score_scale, out=self._query_rotation)
+        entries = cache.next_entries()
         for layer, *views in zip(self._layers, *cache.next_views(self._num_positions), strict=True):
-            layer.run(bias, *views)
+            layer.run(bias, entries, *views)
         self._compute_row_norms()
         return torch.div(self._x, self._row_norms).mul_(self._norm_weight)

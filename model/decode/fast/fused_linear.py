@@ -3,8 +3,10 @@
 Each layer can be called, or prepared for a buffer of inputs: `prepare()` returns callables without
 arguments over preallocated buffers. Each of them launches one kernel and allocates nothing.
 
-For a single row of inputs the CPU's matrix library uses one thread, however large the matrix. A
-prepared layer therefore passes the matrix as a batch of column blocks, one per thread.
+Matrices are passed to the CPU's matrix library as a batch of column blocks, for two reasons. For a
+single row of inputs it uses one thread, however large the matrix, but the matrices of a batch are
+multiplied on all. And a few rows are multiplied by narrow blocks faster than by a wide matrix,
+whose columns are far apart in memory.
 
 Shapes: N rows, D inputs, M outputs. In prepared layers `x` has an additional last column, the
 constant `InferenceRMSNorm.eps_column`.
@@ -25,6 +27,10 @@ from model.quantize import (
     is_plain_linear,
     prepare_int8_linear,
 )
+
+# Columns of a block of a wide matrix: at most, and at least if there is a block for each thread.
+_MAX_BLOCK_WIDTH = 384
+_MIN_BLOCK_WIDTH = 64
 
 # A prepared operation: reads and writes buffers that were fixed when it was prepared.
 Op = Callable[[], object]
@@ -92,26 +98,30 @@ class RMSNormLinear:
         self._projections = projections
         self._output_order = output_order
         order = slice(None) if output_order is None else output_order
-        self._transposed_weight: Tensor | None = None
+        # Column blocks of the transposed matrix, [num_blocks, D, M / num_blocks].
+        self._weight_blocks: Tensor | None = None
         self._int8_weight: tuple[Tensor, Tensor] | None = None
         if all(map(is_plain_linear, projections)):
             matrix = torch.cat([module.weight.detach() for module in modules])
             matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)[order].t()
-            # With a transposed copy, a matmul of few rows reads memory in order. On a GPU the
+            # With transposed copies, a matmul of few rows reads memory in order. On a GPU the
             # layout makes no difference to the speed, so nothing is copied.
-            is_cpu = matrix.device.type == "cpu"
-            self._transposed_weight = matrix.contiguous() if is_cpu else matrix
+            if matrix.device.type == "cpu":
+                num_blocks = _num_wide_blocks(matrix)
+                self._weight_blocks = _split_columns(matrix, num_blocks).contiguous()
+            else:
+                self._weight_blocks = matrix[None]
         elif all(map(is_plain_int8_linear, projections)):
             values = torch.cat([module.values for module in modules])
             scale = torch.cat([module.scale for module in modules])
             self._int8_weight = values[order], scale[order]
-        self.can_prepare = self._transposed_weight is not None or self._int8_weight is not None
+        self.can_prepare = self._weight_blocks is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs [N, M] of x[N, D], in the dtype of `x`."""
         # This matrix includes the weight of the norm.
-        if self._transposed_weight is not None:
-            return self._norm.normalize(x).to(x.dtype) @ self._transposed_weight
+        if self._weight_blocks is not None:
+            return _multiply_blocks(self._norm.normalize(x).to(x.dtype), self._weight_blocks)
         normalized = self._norm(x)
         if self._int8_weight is not None:
             return int8_linear(normalized, *self._int8_weight)
@@ -145,16 +155,15 @@ class RMSNormLinear:
                 lambda: out.copy_(int8_matmul()),
                 partial(out.div_, row_norms),
             ], out
-        assert self._transposed_weight is not None, "only plain and int8 projections are prepared"
+        assert self._weight_blocks is not None, "only plain and int8 projections are prepared"
         # This matrix includes the weight of the norm.
-        out = buffers.get("out", (len(x), self._transposed_weight.shape[1]))
-        num_blocks = _num_blocks(self._transposed_weight, x)
+        num_blocks, _, width = self._weight_blocks.shape
+        out = buffers.get("out", (len(x), num_blocks * width))
         repeated = normalized.expand(num_blocks, *normalized.shape)
-        weight_blocks = _split_columns(self._transposed_weight, num_blocks)
         return [
             norm_op,
             partial(torch.div, x, row_norms, out=normalized),
-            partial(torch.bmm, repeated, weight_blocks, out=_split_columns(out, num_blocks)),
+            partial(torch.bmm, repeated, self._weight_blocks, out=_split_columns(out, num_blocks)),
         ], out
 
 
@@ -171,6 +180,8 @@ class LinearAdd:
         if is_plain_linear(projection):
             # A view of the weight, [D, M], for addmm and baddbmm.
             self._transposed_weight = projection.weight.detach().t()
+        # Made on first use.
+        self._transposed_copy: Tensor | None = None
         self.can_prepare = is_plain_int8_linear(projection) or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
@@ -184,10 +195,16 @@ class LinearAdd:
 
         Both are fp32 buffers on a CPU, which the operations read when they are called.
         """
-        if self._transposed_weight is not None:
-            num_blocks = _num_blocks(self._transposed_weight, h)
+        weight = self._transposed_weight
+        if weight is not None:
+            if len(h) > 1:
+                # Several rows are multiplied faster by a transposed copy, one row is not.
+                if self._transposed_copy is None:
+                    self._transposed_copy = weight.contiguous()
+                weight = self._transposed_copy
+            num_blocks = _num_blocks(weight, h)
             repeated = h.expand(num_blocks, *h.shape)
-            weight_blocks = _split_columns(self._transposed_weight, num_blocks)
+            weight_blocks = _split_columns(weight, num_blocks)
             return [partial(_split_columns(x, num_blocks).baddbmm_, repeated, weight_blocks)]
         h_bf16 = buffers.get("x_bf16", h.shape, torch.bfloat16)
         projected = buffers.get("projected", x.shape)
@@ -199,12 +216,33 @@ class LinearAdd:
         ]
 
 
+def _num_wide_blocks(transposed_weight: Tensor) -> int:
+    """Return the number of column blocks in which a matrix [D, M] on a CPU is stored.
+
+    They have the same width, and there is at least one for each thread.
+    """
+    num_columns = transposed_weight.shape[1]
+    for num_blocks in range(torch.get_num_threads(), num_columns // _MIN_BLOCK_WIDTH + 1):
+        if num_columns % num_blocks == 0 and num_columns // num_blocks <= _MAX_BLOCK_WIDTH:
+            return num_blocks
+    return 1
+
+
+def _multiply_blocks(x: Tensor, weight_blocks: Tensor) -> Tensor:
+    """Return the product of x[N, D] and a matrix in column blocks [num_blocks, D, width]."""
+    num_blocks, _, width = weight_blocks.shape
+    if num_blocks == 1:
+        return x @ weight_blocks[0]
+    out = x.new_empty(len(x), num_blocks * width)
+    torch.bmm(x.expand(num_blocks, *x.shape), weight_blocks, out=_split_columns(out, num_blocks))
+    return out
+
+
 def _num_blocks(transposed_weight: Tensor, x: Tensor) -> int:
     """Return the number of column blocks of a matrix [D, M] for its matmul with x[N, D].
 
-    A single row is multiplied in one block per thread, if M is a multiple of the number of threads:
-    the matrix library runs a matrix-vector product on one thread, but the matrices of a batched
-    matmul on all. For more rows it uses all threads by itself, with one block.
+    A single row is multiplied in one block per thread, if M is a multiple of the number of threads.
+    For more rows the library uses all threads by itself, with one block.
     """
     num_threads = torch.get_num_threads()
     is_divisible = transposed_weight.shape[1] % num_threads == 0

@@ -54,6 +54,13 @@ _IMPLEMENTED_FIELDS = frozenset(
 )
 
 
+def select_last(hidden: Tensor, last: Tensor | None) -> Tensor:
+    """Return hidden[R, T, D] of position last[r] in row r, [R, D]; None: of the last position."""
+    if last is None:
+        return hidden[:, -1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
 def is_supported(config: LlamaConfig) -> bool:
     """Return whether the fast path computes the same function as `Llama` for this config.
 
@@ -103,6 +110,7 @@ class FastModel:
         cache: KVCache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
         """See `model.decode.inference_model.InferenceModel.prefill`."""
         rows, length = ids.shape
@@ -118,7 +126,7 @@ class FastModel:
         for index, layer in enumerate(self._layers):
             x = layer.prefill(x, rows, rotation, mask, cache.layer(index))
         cache.length += length
-        return self._norm(x.view(rows, length, -1)[:, -1])
+        return self._norm(select_last(x.view(rows, length, -1), last))
 
     @torch.inference_mode()
     def decode_step(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from chat import load_model
-from chat.serve.batch import ContinuousBatch
-from chat.serve.sequence import AnswerEvent, GenerationRequest, TextDelta
+from chat.serve.sequence import ActiveSequence, AnswerEvent, GenerationRequest, TextDelta
 from model.decode.generate import generate
 from model.decode.sampling import Sampling
+from model.decode.scheduler import Scheduler
 from model.tokenizer.base import Tokenizer
 
 GREEDY = Sampling(temperature=0.0)
@@ -82,9 +82,28 @@ def generate_alone(loaded_model: load_model.LoadedModel, request: GenerationRequ
     return loaded_model.tokenizer.decode(ids)
 
 
+def new_sequence(loaded_model: load_model.LoadedModel, tracked: TrackedRequest) -> ActiveSequence:
+    """Return the sequence that answers the request."""
+    return ActiveSequence(
+        tracked.request,
+        loaded_model.tokenizer,
+        loaded_model.context_length,
+        loaded_model.model.config.stop_ids,
+    )
+
+
+def new_scheduler(
+    loaded_model: load_model.LoadedModel, *tracked_requests: TrackedRequest
+) -> Scheduler[ActiveSequence]:
+    """Return a scheduler as the engine has it, with the requests waiting."""
+    scheduler = Scheduler[ActiveSequence](loaded_model.model, max_rows=8, answers_at_once=True)
+    for tracked in tracked_requests:
+        scheduler.add(new_sequence(loaded_model, tracked))
+    return scheduler
+
+
 def run_batch(loaded_model: load_model.LoadedModel, *tracked_requests: TrackedRequest) -> None:
-    """Prefill the requests and decode until all of them are finished."""
-    batch = ContinuousBatch(loaded_model)
-    batch.prefill([tracked.request for tracked in tracked_requests])
-    while batch.sequences:
-        batch.decode_step()
+    """Answer the requests together."""
+    scheduler = new_scheduler(loaded_model, *tracked_requests)
+    while scheduler.has_work:
+        scheduler.step()

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from chat import load_model
-from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
-from chat.serve.sequence import ActiveSequence, Failure, Finish
+from chat.serve.sequence import OVERFLOW_MESSAGE, Failure, Finish
 from chat.terminal.session import Session
 from model.decode.generate import generate
 from model.decode.inference_model import inference_model
@@ -22,6 +21,8 @@ from tests.chat.serve.conftest import (
     TrackedRequest,
     generate_alone,
     make_prompts,
+    new_scheduler,
+    new_sequence,
     run_batch,
 )
 from tests.helpers import hf_checkpoints
@@ -41,16 +42,17 @@ def test_answers_in_changing_batch_match_single_answers(
         TrackedRequest(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
         for n, prompt in enumerate(make_prompts(loaded_model.tokenizer, 14))
     ]
-    batch = ContinuousBatch(loaded_model)
-    waiting = [tracked.request for tracked in tracked_requests]
+    scheduler = new_scheduler(loaded_model)
+    scheduler.max_rows = 6
+    waiting = list(tracked_requests)
     largest_batch = 0
     for step in range(200):
         if step % 3 == 0:
-            num_new = min(len(waiting), 1 + step % 2, 6 - len(batch.sequences))
-            batch.prefill([waiting.pop() for _ in range(num_new)])
-        batch.decode_step()
-        largest_batch = max(largest_batch, len(batch.sequences))
-        if not waiting and not batch.sequences:
+            for _ in range(min(len(waiting), 1 + step % 2)):
+                scheduler.add(new_sequence(loaded_model, waiting.pop()))
+        scheduler.step()
+        largest_batch = max(largest_batch, len(scheduler.running))
+        if not waiting and not scheduler.has_work:
             break
     assert largest_batch == 6
     for tracked in tracked_requests:
@@ -155,16 +157,14 @@ def test_penalties_follow_openai_protocol(
 ) -> None:
     """Prevents a penalty on the prompt, of the wrong sign, or that ignores the count."""
     tracked = TrackedRequest([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
-    sequence = ActiveSequence(
-        tracked.request, loaded_model.tokenizer, 200, loaded_model.model.config.stop_ids
-    )
+    sequence = new_sequence(loaded_model, tracked)
     for token_id in (5, 5, 400):
         one_hot = torch.full((10_000,), -9.0).index_fill(0, torch.tensor(token_id), 9.0)
-        sequence.append_token(sequence.sample_token(one_hot))
+        sequence.append(sequence.choose(one_hot))
     last_logits = torch.full((10_000,), -9.0)
     last_logits[[5, 400, 401]] = torch.tensor(logits)
-    sequence.append_token(sequence.sample_token(last_logits))
-    assert sequence.answer_ids == [5, 5, 400, expected_id]
+    sequence.append(sequence.choose(last_logits))
+    assert sequence.ids == [5, 5, 400, expected_id]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -175,11 +175,11 @@ def test_overflow_fails_only_its_sequence(
     """Prevents nonsense from logits that are not finite, and one bad row that ends the others."""
     good = TrackedRequest([1, 9], 4, sampling)
     bad = TrackedRequest([1, 8], 4, sampling)
-    batch = ContinuousBatch(loaded_model)
-    batch.prefill([good.request, bad.request])
-    assert batch._inference_batch is not None
-    batch._inference_batch.cache.values[:, 1] = torch.inf
-    while batch.sequences:
-        batch.decode_step()
+    scheduler = new_scheduler(loaded_model, good, bad)
+    scheduler.step()
+    assert scheduler._batch is not None
+    scheduler._batch.cache.values[:, 1] = torch.inf
+    while scheduler.has_work:
+        scheduler.step()
     assert bad.result()[1] == Failure(500, OVERFLOW_MESSAGE)
     assert good.result() == (generate_alone(loaded_model, good.request), Finish("length", 4))

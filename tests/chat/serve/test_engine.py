@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from chat import load_model
-from chat.serve import batch as batch_module
-from chat.serve.batch import ContinuousBatch
+from chat.serve import engine as engine_module
 from chat.serve.engine import (
     INTERNAL_ERROR_MESSAGE,
     QUEUE_TIMEOUT_MESSAGE,
@@ -17,7 +16,9 @@ from chat.serve.engine import (
     Engine,
     QueueFull,
 )
-from chat.serve.sequence import Failure, Finish
+from chat.serve.sequence import ActiveSequence, Failure, Finish
+from model.decode.batched_inference import InferenceBatch
+from model.decode.scheduler import Scheduler
 from tests.chat.serve.conftest import TrackedRequest, generate_alone, make_prompts
 
 INTERNAL_ERROR = Failure(500, INTERNAL_ERROR_MESSAGE)
@@ -116,11 +117,11 @@ def test_engine_error_fails_only_running_requests(
     engine.add_request(running.request)
     running.wait_for_text()
 
-    def fail_once(self: ContinuousBatch, now: float) -> None:
+    def fail_once(self: Engine, now: float) -> None:
         monkeypatch.undo()
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(ContinuousBatch, "drop_expired", fail_once)
+    monkeypatch.setattr(Engine, "_drop_expired", fail_once)
     assert running.result()[1] == INTERNAL_ERROR
     following = TrackedRequest([1, 9], 3)
     engine.add_request(following.request)
@@ -128,7 +129,7 @@ def test_engine_error_fails_only_running_requests(
     assert "no memory left" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("failing_name", ["ActiveSequence", "_append_next_tokens"])
+@pytest.mark.parametrize("failing_name", ["reserve", "prefill"])
 def test_engine_error_in_prefill_fails_new_requests_once(
     start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch, failing_name: str
 ) -> None:
@@ -137,17 +138,12 @@ def test_engine_error_in_prefill_fails_new_requests_once(
     running, new = TrackedRequest([1, 9], ENDLESS), TrackedRequest([1, 8], 3)
     engine.add_request(running.request)
     running.wait_for_text()
-    original = getattr(batch_module, failing_name)
 
-    def fail_for_new_request(first: Any, *others: Any, **options: Any) -> Any:
-        is_new_sequence_list = isinstance(first, list) and any(
-            sequence.request is new.request for sequence in first
-        )
-        if first is new.request or is_new_sequence_list:
-            raise MemoryError("no memory left")
-        return original(first, *others, **options)
+    def fail_once(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        raise MemoryError("no memory left")
 
-    monkeypatch.setattr(batch_module, failing_name, fail_for_new_request)
+    monkeypatch.setattr(InferenceBatch, failing_name, fail_once)
     engine.add_request(new.request)
     assert new.result() == ("", INTERNAL_ERROR)
     assert running.result()[1] == INTERNAL_ERROR
@@ -158,6 +154,24 @@ def test_engine_error_in_prefill_fails_new_requests_once(
     assert new.has_no_more_events and running.has_no_more_events
 
 
+def test_engine_error_before_a_request_waits_fails_it_once(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a client that hangs because its request is lost before the queue."""
+    engine = start_engine(1, 1)
+
+    def fail_once(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(engine_module, "ActiveSequence", fail_once)
+    new, following = TrackedRequest([1, 9], 3), TrackedRequest([1, 8], 3)
+    engine.add_request(new.request)
+    assert new.result() == ("", INTERNAL_ERROR)
+    engine.add_request(following.request)
+    assert following.result()[1] == Finish("length", 3)
+
+
 def test_finished_request_is_not_failed_by_later_error(
     loaded_model: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,11 +179,15 @@ def test_finished_request_is_not_failed_by_later_error(
     engine = Engine(loaded_model, max_sequences=2, max_queued=0)
     short, long = TrackedRequest([1, 9], 1), TrackedRequest([1, 8], 3)
 
-    def fail_once(*arguments: Any) -> Any:
+    original = Scheduler.drop_finished
+
+    def fail_once(self: Scheduler[ActiveSequence]) -> list[ActiveSequence]:
+        if not any(sequence.is_finished for sequence in self.running):
+            return original(self)
         monkeypatch.undo()
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(batch_module, "_select_unfinished", fail_once)
+    monkeypatch.setattr(Scheduler, "drop_finished", fail_once)
     for tracked in (short, long):
         engine.add_request(tracked.request)
     engine.start()  # after both were added, so that they are prefilled together

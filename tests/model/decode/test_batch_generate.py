@@ -224,18 +224,21 @@ def test_finished_rows_are_dropped(processed_ids: list[int], num_beams: int) -> 
         num_beams=num_beams,
         batch_size=32,
     )
-    assert processed_ids[0] == 32 * 20 and processed_ids[1] == 32 * num_beams
+    assert processed_ids[0] == 32 * 20
     assert are_varied(answers)
     needed = num_beams * sum(len(answer.ids) + answer.reached_stop_id for answer in answers)
     without_dropping = num_beams * 32 * max(len(answer.ids) for answer in answers)
     assert sum(processed_ids[1:]) < needed * 1.6 < without_dropping
+    if num_beams == 1:
+        # The first id of an answer comes from its prompt.
+        assert sum(processed_ids[1:]) == needed - 32
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_rows_at_the_context_length_are_dropped(processed_ids: list[int], num_beams: int) -> None:
     """Prevents work on prompts that left no room for an answer."""
     model = random_llama(stop_weight=0.0)
-    prompts = [[1] * 95] * 12 + [[1] * 20] * 4
+    prompts = [[1] * length for length in [95] * 12 + [20] * 4]
     generate_batch(model, prompts, max_new_tokens=20, num_beams=num_beams)
     assert processed_ids == [16 * 95, *[4 * num_beams] * 19]
 

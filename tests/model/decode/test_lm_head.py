@@ -5,14 +5,24 @@ from typing import Any
 import pytest
 import torch
 
+from model.decode import lm_head
 from model.decode.lm_head import Int8ArgmaxFilter, LMHead
 from model.quantize import is_plain_linear, quantize_int8
 from tests.helpers.random_llama import random_llama
 
 
+@pytest.fixture(params=[False, True], ids=["bf16 rows", "int8 rows"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Return whether the filter rounds several rows to int8: both ways, on a CPU that has both."""
+    if request.param and not lm_head.multiplies_int8():
+        pytest.skip("this CPU does not multiply int8")
+    monkeypatch.setattr(lm_head, "multiplies_int8", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("spread", [0.02, 3.0])
-def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
+def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool, product: bool) -> None:
     """Prevents a most likely id that the rounding of int8 or bf16 filters out, or mixed-up rows."""
     generator = torch.Generator().manual_seed(1)
     model = random_llama(vocab_size=20_000)
@@ -28,8 +38,10 @@ def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
     if quantized:
         quantize_int8(model)
     argmax_filter: Any = Int8ArgmaxFilter(model.lm_head)
-    for rows in (1, 3, 16):
+    for rows in (1, 3, 16, 40 if product else 5):
+        # One large number per row makes the steps of int8 coarse there, too.
         hidden = torch.randn(rows, 64, generator=generator)
+        hidden[:, 1] *= 9
         hidden[:, 0] = 0.0
         expected = (hidden.double() @ model.lm_head.weight.double().T).argmax(-1)
         assert torch.equal(argmax_filter.argmax(hidden)[0], expected)
@@ -42,7 +54,12 @@ def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
 # Small beside the error of the filter, and large beside it.
 @pytest.mark.parametrize(("margin", "distance"), [(0.01, 1e-3), (2.0, 0.2)])
 def test_clear_ids_lead_by_the_margin(
-    margin: float, distance: float, quantized: bool, screened: bool
+    margin: float,
+    distance: float,
+    quantized: bool,
+    screened: bool,
+    product: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Prevents an id that counts as clear although a filtered one is as likely, or never does."""
     generator = torch.Generator().manual_seed(1)
@@ -54,8 +71,11 @@ def test_clear_ids_lead_by_the_margin(
     if quantized:
         quantize_int8(model)
     head = LMHead(model.lm_head)
-    # More rows than the filter takes use all logits.
-    hidden = torch.randn(16 if screened else 17, 64, generator=generator)
+    hidden = torch.randn(16, 64, generator=generator)
+    if not screened:
+        # More rows than the filter takes, if they are not int8, use all logits.
+        hidden = torch.randn(17, 64, generator=generator)
+        monkeypatch.setattr(lm_head, "multiplies_int8", lambda: False)
     ids, is_clear = head.clear_argmax(hidden, margin)
     logits = hidden.double() @ model.lm_head.weight.double().T
     best = logits.topk(2)
@@ -71,7 +91,7 @@ def test_clear_ids_lead_by_the_margin(
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_unused_ids_are_never_the_argmax(quantized: bool) -> None:
+def test_unused_ids_are_never_the_argmax(quantized: bool, product: bool) -> None:
     """Prevents a filter that lets an unused id through, and logits taken for an overflow."""
     generator = torch.Generator().manual_seed(1)
     model = random_llama(vocab_size=1024)
@@ -90,25 +110,25 @@ def test_unused_ids_are_never_the_argmax(quantized: bool) -> None:
     assert not head.logits(hidden).softmax(-1)[:, 1000:].any()
 
 
-def test_argmax_ties_pick_the_lowest_id() -> None:
+def test_argmax_ties_pick_the_lowest_id(product: bool) -> None:
     """Prevents another id than `torch.argmax` takes, where two rows of the head are equal."""
     head = torch.nn.Linear(64, 500, bias=False)
-    hidden = torch.randn(2, 64)
+    hidden = torch.randn(4, 64)
     with torch.no_grad():
         head.weight[[7, 300]] = hidden[0]
         head.weight[[9, 20]] = hidden[1] * 2
-    assert LMHead(head).argmax(hidden).tolist() == [7, 9]
+    assert LMHead(head).argmax(hidden)[:2].tolist() == [7, 9]
 
 
-def test_non_finite_logits_bypass_the_filter() -> None:
+def test_non_finite_logits_bypass_the_filter(product: bool) -> None:
     """Prevents an id beyond the vocabulary where no logit can be compared."""
     head = torch.nn.Linear(64, 500, bias=False)
-    assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), torch.nan)) is None
-    assert LMHead(head).argmax(torch.full((2, 64), torch.inf)).max() < 500
+    assert Int8ArgmaxFilter(head).argmax(torch.full((4, 64), torch.nan)) is None
+    assert LMHead(head).argmax(torch.full((4, 64), torch.inf)).max() < 500
     with torch.no_grad():
         head.weight[7] = 1e38
     # Finite hidden states and weights can overflow in their product.
-    hidden = torch.full((2, 64), 1e3)
+    hidden = torch.full((4, 64), 1e3)
     assert Int8ArgmaxFilter(head).argmax(hidden) is None
     assert not LMHead(head).clear_argmax(hidden, 0.0)[1].any()
 

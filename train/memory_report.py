@@ -1,6 +1,7 @@
 """Print the memory plan of a run, what fits each card, and what to change first."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

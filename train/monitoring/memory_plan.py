@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from model.bf16_loss import CHUNK_SIZE
+from model.bf16_loss import CHUNK_SIZE, can_fuse
 from model.config import LlamaConfig
 from model.lora_options import LoraOptions, Quantization
 from model.loss import LossPath, loss_chunk_size
@@ -671,7 +671,8 @@ def _logits(workload: Workload) -> list[Tensors]:
         else:
             terms += [Tensors(part, (4 + narrow) * logits), Tensors(part, head)]
         return terms
-    if workload.is_narrow and workload.loss_path == "chunked":
+    is_fused = workload.is_narrow and can_fuse(torch.device("cpu"), torch.bfloat16)
+    if is_fused and workload.loss_path == "chunked":
         # E of a chunk (`model.bf16_loss`), which only the gradient of the head needs, and states
         # and their gradients in fp32.
         rows = min(n, CHUNK_SIZE)

@@ -1,6 +1,6 @@
 """Measure how often a checkpoint finds what stands in a text, by length and depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.machine import resolve_device
@@ -14,7 +14,7 @@ from evaluate.needle.options import NeedleOptions
 from evaluate.needle.page import write_needle_page
 from evaluate.needle.setup import Setup, check_lengths, resolve_setup
 from evaluate.partial_results import PartialResults, partial_results
-from evaluate.result import EvalResult, report_result
+from evaluate.result import EvalResult, Row, report_result
 from model.decode.prefix_cache import PrefixCache
 
 # Texts that are measured between two writes of partial results.
@@ -56,8 +56,7 @@ def run_needle(options: NeedleOptions) -> None:
         for method, by_length in replies.items()
     }
     label = _label(options, setup)
-    lines = [label]
-    metrics: dict[str, Any] = {
+    metrics = {
         "measured": label,
         "task": options.task,
         "language": options.language,
@@ -65,24 +64,32 @@ def run_needle(options: NeedleOptions) -> None:
         "trained_context": loaded.model.trained_context,
         "lengths": list(setup.lengths),
         "depths": options.depths,
+        **{
+            method: {
+                "convention": _TITLES[method],
+                "by_length": {str(length): entry.to_json() for length, entry in by_length.items()},
+            }
+            for method, by_length in figures.items()
+        },
     }
+    lines = [label]
     for method, by_length in figures.items():
         lines += [_TITLES[method], *format_figures(by_length)]
-        metrics[method] = {
-            "convention": _TITLES[method],
-            "by_length": {str(length): entry.to_json() for length, entry in by_length.items()},
-        }
-    rows = [
+    result = EvalResult(lines, metrics, loaded.provenance, _build_rows(replies), device)
+    report_result(result, options.json_file, options.predictions)
+    if options.page:
+        write_needle_page(options.page, label, figures, loaded.model.trained_context)
+
+
+def _build_rows(replies: Mapping[str, Mapping[int, Replies]]) -> list[Row]:
+    """Return the lines of the predictions file; `replies` are by method and length."""
+    return [
         {"method": method, "length": length, "text": number, **reply}
         for method, by_length in replies.items()
         for length, of_length in by_length.items()
         for number, of_text in enumerate(of_length)
         for reply in of_text
     ]
-    result = EvalResult(lines, metrics, loaded.provenance, rows, device)
-    report_result(result, options.json_file, options.predictions)
-    if options.page:
-        write_needle_page(options.page, label, figures, loaded.model.trained_context)
 
 
 def _label(options: NeedleOptions, setup: Setup) -> str:

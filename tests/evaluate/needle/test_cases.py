@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.needle.cases import build_case, part_labels, trivial_places
+from evaluate.needle.cases import build_case, choose_questions, part_labels, trivial_places
 from evaluate.needle.frames import ChatFrame, Frame, PlainFrame
 from evaluate.needle.long_text import DrawText
 from evaluate.needle.register import draw_register
@@ -41,6 +41,18 @@ def test_cases_fill_their_length_with_question_and_answer(
     again = build_case(_draw(loaded), frame, length=400, num_depths=5, seed="a")
     assert again == case
     assert build_case(_draw(loaded), frame, length=400, num_depths=5, seed="b") != case
+
+
+def test_any_value_of_a_part_is_asked_for(loaded: LoadedCheckpoint) -> None:
+    """Prevents questions about the first value of each part alone, which are fewer depths."""
+    text = _draw(loaded)(random.Random(0), 300)
+    rng = random.Random(0)
+    asked = set()
+    for _ in range(200):
+        questions = choose_questions(text, 2, rng)
+        assert questions is not None
+        asked |= {question.place for question in questions}
+    assert asked == set(range(len(text.questions)))
 
 
 def test_lengths_without_room_are_refused(loaded: LoadedCheckpoint) -> None:

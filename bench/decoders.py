@@ -16,7 +16,7 @@ from common.errors import UserError
 from model.config import LlamaConfig
 
 _GGML_TYPE_F32 = 0  # of the enum `ggml_type` in llama.cpp's ggml.h
-WeightPrecision = Literal["fp32", "int8"]
+WeightPrecision = Literal["fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     model = _load_babyllama(task)
     if task.precision == "int8":
         quantize_int8(model)
+    elif task.precision == "bf16":
+        model.bfloat16()
 
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
@@ -101,6 +103,8 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
     config = HFLlamaConfig(**task.config.to_hf())
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     model.load_state_dict(load_file(task.weights))
+    if task.precision == "bf16":
+        model.bfloat16()
 
     def generate(prompts: list[list[int]], new: int) -> tuple[list[list[int]], float]:
         # Padding on the left: new ids follow the prompts of all rows at the same position.

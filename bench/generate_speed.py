@@ -24,16 +24,18 @@ MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
 TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
 WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
-BATCH_ROWS = 16
-BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
+BATCH_SIZES = (1, 16, 64)
+BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
 # An entrant is what one process measures: a contender, the precision of its weights, and the batch
 # sizes that it decodes.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
-    ("transformers", "fp32", (1, BATCH_ROWS)),
+    ("transformers", "fp32", BATCH_SIZES),
+    ("transformers", "bf16", BATCH_SIZES),
     ("llama-cpp", "fp32", (1,)),
     ("llama-cpp", "int8", (1,)),
-    ("babyllama", "fp32", (1, BATCH_ROWS)),
-    ("babyllama", "int8", (1, BATCH_ROWS)),
+    ("babyllama", "fp32", BATCH_SIZES),
+    ("babyllama", "bf16", BATCH_SIZES),
+    ("babyllama", "int8", BATCH_SIZES),
 ]
 
 
@@ -138,7 +140,7 @@ def run_round(
 def check_equal_ids(measurements: list[Measurement]) -> None:
     """Check that all contenders generate the same ids in fp32, and each its own in every round.
 
-    In int8 the contenders round differently, so there each is compared with itself only. Raises
+    In bf16 and int8 they round differently, so there each is compared with itself only. Raises
     UserError if ids differ, because the speeds could not be compared then.
     """
     first_by_key: dict[tuple[str, ...], Measurement] = {}
@@ -169,11 +171,35 @@ def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: Ll
     """
     num_head_weights = config.hidden_size * config.vocab_size
     num_layer_weights = config.num_matmul_parameters - num_head_weights
-    head_precision: WeightPrecision = "int8" if contender == "babyllama" else precision
+    has_int8_head = contender == "babyllama" and precision == "fp32"
+    head_precision: WeightPrecision = "int8" if has_int8_head else precision
     return (
         num_layer_weights * BYTES_PER_WEIGHT[precision]
         + num_head_weights * BYTES_PER_WEIGHT[head_precision]
     )
+
+
+def cache_bytes_per_step(measurement: Measurement, config: LlamaConfig) -> float:
+    """Return the bytes of keys and values that a decode step reads, in the mean over the steps.
+
+    The cache has the precision of the activations, which is fp32 with int8 weights.
+    """
+    num_positions = measurement.prompt_tokens + measurement.batch * len(measurement.ids[0]) / 2
+    num_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return num_positions * num_values * (2 if measurement.precision == "bf16" else 4)
+
+
+def changed_share(ids: list[list[int]], fp32_ids: list[list[int]]) -> float:
+    """Return the share of ids that are not those of fp32 at the same place.
+
+    Behind the first different id of an answer nearly all others differ too.
+    """
+    pairs = [
+        pair
+        for row, fp32_row in zip(ids, fp32_ids, strict=True)
+        for pair in zip(row, fp32_row, strict=True)
+    ]
+    return sum(ours != expected for ours, expected in pairs) / len(pairs)
 
 
 def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -181,9 +207,10 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
 
     Speeds are tokens per second of all rows of a batch. `lead` is this project's decode speed over
     that of the row. `limit` is the decode speed at which the memory bandwidth would be used up by
-    reading all weights once per step, `own_limit` the same for the weights that the contender
-    actually reads.
+    reading all weights and the KV cache once per step, `own_limit` the same for the weights that
+    the contender actually reads. `changed` is the share of ids that differ from those of fp32.
     """
+    fp32_ids = {each.batch: each.ids for each in measurements if each.precision == "fp32"}
     bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
     groups: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
     for measurement in measurements:
@@ -202,6 +229,7 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
         prefill_speeds = [measurement.prefill_tokens_per_second for measurement in group]
         all_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
         own_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
+        cache_bytes = cache_bytes_per_step(group[0], MODEL_CONFIG)
         our_speed = medians.get((precision, batch, "babyllama"))
         rows.append(
             {
@@ -212,10 +240,13 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
                 "slowest": min(speeds),
                 "fastest": max(speeds),
                 "prefill": statistics.median(prefill_speeds),
-                "limit": batch * bandwidth / all_bytes,
-                "own_limit": batch * bandwidth / own_bytes,
+                "limit": batch * bandwidth / (all_bytes + cache_bytes),
+                "own_limit": batch * bandwidth / (own_bytes + cache_bytes),
                 "peak_bytes": max(measurement.peak_bytes for measurement in group),
                 "lead": our_speed / medians[key] if our_speed else None,
+                "changed": (
+                    changed_share(group[0].ids, fp32_ids[batch]) if batch in fp32_ids else None
+                ),
             }
         )
     return rows
@@ -234,15 +265,17 @@ def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]
     print("ids in fp32 are the same for all")
     print(
         f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
-        f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}"
+        f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}{'changed ids':>13}"
     )
     for row in rows:
         label = f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows"
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
+        changed = "-" if row["changed"] is None else f"{row['changed']:.1%}"
         print(
             f"{label}{row['decode']:15.1f}{spread:>18}{lead:>10}{row['limit']:7.0f}"
             f"{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
+            f"{changed:>13}"
         )
 
 

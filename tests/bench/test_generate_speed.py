@@ -88,13 +88,36 @@ def test_row_is_median_of_its_rounds() -> None:
         and by_name["babyllama", "fp32", 16]["decode"] == 8.0
     )
     weights = 12 * (4 * 256**2 + 3 * 256 * 768) + 256 * 65_000
+    # Keys and values in fp32: 64 prompt tokens and on average half of the three new ids of a row.
+    cache = 4 * 2 * 12 * 256
+    one, sixteen = cache * (64 + 1.5), cache * (64 + 16 * 1.5)
     assert (
-        ours["limit"] == peer["limit"] == peer["own_limit"] == pytest.approx(20e9 / (4 * weights))
+        ours["limit"]
+        == peer["limit"]
+        == peer["own_limit"]
+        == pytest.approx(20e9 / (4 * weights + one))
     )
-    assert by_name["babyllama", "fp32", 16]["limit"] == pytest.approx(16 * 20e9 / (4 * weights))
-    assert by_name["babyllama", "int8", 1]["own_limit"] == pytest.approx(20e9 / weights)
-    assert ours["own_limit"] == pytest.approx(20e9 / (4 * weights - 3 * 256 * 65_000))
+    assert by_name["babyllama", "fp32", 16]["limit"] == pytest.approx(
+        16 * 20e9 / (4 * weights + sixteen)
+    )
+    assert by_name["babyllama", "int8", 1]["own_limit"] == pytest.approx(20e9 / (weights + one))
+    assert ours["own_limit"] == pytest.approx(20e9 / (4 * weights - 3 * 256 * 65_000 + one))
+    assert weight_bytes_per_step("babyllama", "bf16", MODEL_CONFIG) == 2 * weights
     assert weight_bytes_per_step("transformers", "fp32", MODEL_CONFIG) == 4 * weights
+
+
+def test_changed_ids_are_counted_against_fp32() -> None:
+    """Catch a share of another batch, or of the ids of another precision."""
+    rows = summarize(
+        [
+            measurement("transformers", 1, batch=2),
+            measurement("babyllama", 1, batch=16, ids=[[1, 1, 1]] * 16),
+            measurement("babyllama", 1, batch=2, precision="bf16", ids=[[5, 6, 7], [5, 1, 2]]),
+            measurement("babyllama", 1, precision="int8"),
+        ]
+    )
+    shares = {(row["precision"], row["batch"]): row["changed"] for row in rows}
+    assert shares == {("fp32", 2): 0, ("fp32", 16): 0, ("bf16", 2): 1 / 3, ("int8", 1): None}
 
 
 def test_prompts_are_deterministic_with_unequal_lengths() -> None:

@@ -892,7 +892,10 @@ def _decoding(workload: Workload, rows: int, positions: int) -> list[Tensors]:
     keys = config.num_key_value_heads * config.head_dim
     terms = [Tensors("KV cache", layers * 2 * rows * capacity * keys * num_bytes)]
     part = "decoding copies"
-    for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+    groups: list[tuple[str, ...]] = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")]
+    if workload.device == "cpu" and num_bytes == 4:
+        groups += [("o_proj",), ("down_proj",)]
+    for group in groups:
         # Layers that are quantized or have an adapter are not fused.
         is_plain = lora is None or not set(group) & set(lora.targets)
         if is_plain and workload.quantization is None:

@@ -107,7 +107,8 @@ class RMSNormLinear:
             # With transposed copies, a matmul of few rows reads memory in order. On a GPU the
             # layout makes no difference to the speed, so nothing is copied.
             if matrix.device.type == "cpu":
-                num_blocks = _num_wide_blocks(matrix)
+                # In bf16 and fp16 another library multiplies.
+                num_blocks = _num_wide_blocks(matrix) if matrix.dtype == torch.float32 else 1
                 self._weight_blocks = _split_columns(matrix, num_blocks).contiguous()
             else:
                 self._weight_blocks = matrix[None]

@@ -544,7 +544,9 @@ def _saved_by_weights(
 def _layer_activations(workload: Workload) -> list[Tensors]:
     """Return the saved tensors of one block, which may be computed a second time."""
     config, n = workload.config, workload.tokens
-    largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
+    query = config.num_attention_heads * config.head_dim
+    narrow = n * max(config.hidden_size, query) * workload.compute_bytes
+    wide = n * config.intermediate_size * workload.compute_bytes
     saved = saved_tensors(workload)
     if workload.is_tiled:
         # The rest is in the temporaries of the tiles, which are gone when attention follows.
@@ -555,10 +557,10 @@ def _layer_activations(workload: Workload) -> list[Tensors]:
     if workload.checkpointing == "attention":
         del saved["attention"]  # it is among what is kept
     terms = []
-    for num_bytes in saved.values():
-        # Each is several tensors, of which none is larger than an intermediate vector; the size
-        # matters for the heap alone.
-        count = max(1, round(num_bytes / largest))
+    for name, num_bytes in saved.items():
+        # Some are several tensors, the size of which matters for the heap alone.
+        size = wide if name in ("gate, up", "input of down") else narrow
+        count = max(1, round(num_bytes / size))
         terms.append(Tensors("activations", num_bytes / count, count))
     return terms
 

@@ -26,12 +26,13 @@ from model.lora import continued_dropout
 # Positions of a tile: enough that a GPU multiplies at full speed, and that adding up the gradients
 # of the weights takes a few percent of the time.
 TILE_POSITIONS = 4096
-# The operations behind PyTorch's attention.
+# The operations behind PyTorch's attention. By name: the last one exists once it was imported.
 _ATTENTION_OPERATIONS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
 }
 
 
@@ -127,7 +128,7 @@ class _AttentionKeeper(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         call = functools.partial(func, *args, **(kwargs or {}))
-        return self.result(call) if func in _ATTENTION_OPERATIONS else call()
+        return self.result(call) if func.name() in _ATTENTION_OPERATIONS else call()
 
     def result(self, attend: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Return attend(), and keep it."""
@@ -163,7 +164,7 @@ class _AttentionReplayer(_AttentionKeeper):
         return tuple(restore() for restore in next(self._remaining))
 
 
-def keep_attention(attend: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def keep_attention(attend: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return attend() or, when a layer is computed again and kept it, what it returned before.
 
     The autograd function of an attention that is not PyTorch's calls this in its forward method.
@@ -172,7 +173,8 @@ def keep_attention(attend: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ..
     if keeper is None:
         return attend()
     with no_dispatch():
-        return keeper.result(attend)
+        output, log_sums = keeper.result(attend)
+    return output, log_sums
 
 
 def run_in_tiles(
@@ -224,7 +226,7 @@ class _InTiles(torch.autograd.Function):
             "device_type": device,
             "enabled": torch.is_autocast_enabled(device),
             "dtype": torch.get_autocast_dtype(device),
-            # Otherwise the tiles would share converted weights, and with them a graph.
+            # Weights that are converted again for each tile are freed with it.
             "cache_enabled": False,
         }
         if _is_recomputing.get():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from model.attention.segments import Segment, Segments
+from model.recomputation import keep_attention
 
 # Queries of a strip in the forward pass, keys of one in the backward pass.
 _STRIP = 64
@@ -45,16 +46,21 @@ class AttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         has_small_scores = _has_small_scores(q, k)
-        out = torch.zeros(q.shape, dtype=q.dtype)
-        # The logarithms of the sums over all keys of the exponentials of scores.
-        log_sums = torch.zeros(q.shape[:3], dtype=_compute_dtype(q))
-        inputs = _by_heads(k.shape[2], q, k, v)
-        results = _by_heads(k.shape[2], out, log_sums.unsqueeze(-1))
-        for part in _parts(segments, q, k):
-            part.load(*inputs)
-            for strip in part.layout.query_strips:
-                strip.attend(has_small_scores)
-            part.store(*results, has_small_scores)
+
+        def attend() -> tuple[Tensor, Tensor]:
+            """Return the result, and the logarithms of the sums over all keys of exp(score)."""
+            out = torch.zeros(q.shape, dtype=q.dtype)
+            log_sums = torch.zeros(q.shape[:3], dtype=_compute_dtype(q))
+            inputs = _by_heads(k.shape[2], q, k, v)
+            results = _by_heads(k.shape[2], out, log_sums.unsqueeze(-1))
+            for part in _parts(segments, q, k):
+                part.load(*inputs)
+                for strip in part.layout.query_strips:
+                    strip.attend(has_small_scores)
+                part.store(*results, has_small_scores)
+            return out, log_sums
+
+        out, log_sums = keep_attention(attend)
         ctx.save_for_backward(q, k, v, out, log_sums)
         ctx.segments, ctx.has_small_scores = segments, has_small_scores
         return out

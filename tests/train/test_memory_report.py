@@ -149,8 +149,7 @@ def test_7b_with_lora_at_100_000_tokens_fits_40_gib(
 ) -> None:
     """Prevents a recipe that a card of 40 GiB, or a machine of 64 GB, cannot hold."""
     config, file = root / "configs" / "long-7b-lora.yaml", tmp_path / "plan.json"
-    # A row of one example needs no mask.
-    arguments = ["--base", "none", "--vocab_size", "32000", "--device", "cuda", "--packed", "false"]
+    arguments = ["--base", "none", "--vocab_size", "32000", "--device", "cuda"]
     plan = plan_config(monkeypatch, file, config, *arguments)
     workload = plan["workload"]
     assert (workload["length"], workload["lora"]["rank"]) == (100_000, 32)
@@ -167,7 +166,7 @@ def test_7b_with_lora_at_100_000_tokens_fits_40_gib(
 def test_rows_of_pairs_and_of_drawn_answers_are_planned(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents plans of DPO without the mask of its rows, and of GRPO without its KV cache."""
+    """Prevents plans of DPO without the packing of its rows, and of GRPO without its KV cache."""
     shape = ["--model.preset", "babyllama-43m", "--vocab_size", "65000", "--device", "cuda"]
     file = tmp_path / "plan.json"
     pairs = plan_config(monkeypatch, file, root / "configs" / "dpo-43m.yaml", *shape)

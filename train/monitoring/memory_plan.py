@@ -69,6 +69,9 @@ MIN_RATIO_OF_WASTED_COPIES = 3
 HEAP_VARIATION = 0.03
 # The longest prompt of a sample of text.
 SAMPLE_TOKENS = 256
+# Queries of a strip of attention on a CPU, and the scores that are computed together.
+STRIP_POSITIONS = 64
+MAX_STRIP_SCORES = 1 << 18
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
 
 
@@ -81,7 +84,7 @@ class Workload:
     micro_rows: int  # rows of a micro-batch
     micro_batches: int = 1  # of a step: from 2 on, gradients wait while the next one is computed
     targets: int | None = None  # positions with a loss of a micro-batch; None: all
-    is_packed: bool = False  # several examples in a row, which need a mask of T * T
+    is_packed: bool = False  # several examples in a row
     precision: Precision = "fp32"
     loss_path: LossPath = "chunked"
     optimizer: OptimizerName = "muon"
@@ -422,12 +425,26 @@ def _moment_bytes(workload: Workload, name: str, size: int) -> float:
 def _resident(workload: Workload) -> list[Tensors]:
     """Return what is there in all phases after the first step."""
     terms = _parameters(workload) + _optimizer_state(workload)
+    if workload.is_packed and workload.device == "cpu":
+        terms.append(Tensors("temporaries", _strip_bytes(workload)))
     if workload.has_reference:
         terms += [
             replace(tensors, part="reference")
             for tensors in _parameters(replace(workload, lora=None))
         ]
     return terms
+
+
+def _strip_bytes(workload: Workload) -> int:
+    """Return the buffers of attention in strips (`model.attention`), for segments as long as rows.
+
+    They have scores and their gradients, and queries, keys, values and the like of some heads.
+    """
+    config, length = workload.config, workload.length
+    strip = min(STRIP_POSITIONS, length) * length
+    heads = min(workload.micro_rows * config.num_attention_heads, MAX_STRIP_SCORES // strip)
+    heads = max(heads, config.num_attention_heads // config.num_key_value_heads)
+    return 4 * heads * (2 * strip + 8 * length * config.head_dim)
 
 
 def _waiting_gradients(workload: Workload) -> list[Tensors]:
@@ -458,8 +475,6 @@ def _attention_saved(workload: Workload) -> dict[str, float]:
         "norm of attention": _saved_by_norm(workload, n),
         "inputs of q, k, v": inputs,
         "q, k, v": (query + 2 * key) * e,
-        # The boolean mask becomes an addend of the scores in every layer.
-        "mask": workload.is_packed * workload.tokens * workload.length * e,
         "attention": query * e + n * config.num_attention_heads * 4,
         "input of o": _saved_inputs(workload, ("o_proj",), query, is_kept=True),
         **_saved_by_weights(workload, (*names, "o_proj"), n, "attention"),
@@ -529,7 +544,9 @@ def _saved_by_weights(
 def _layer_activations(workload: Workload) -> list[Tensors]:
     """Return the saved tensors of one block, which may be computed a second time."""
     config, n = workload.config, workload.tokens
-    largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
+    query = config.num_attention_heads * config.head_dim
+    narrow = n * max(config.hidden_size, query) * workload.compute_bytes
+    wide = n * config.intermediate_size * workload.compute_bytes
     saved = saved_tensors(workload)
     if workload.is_tiled:
         # The rest is in the temporaries of the tiles, which are gone when attention follows.
@@ -540,10 +557,10 @@ def _layer_activations(workload: Workload) -> list[Tensors]:
     if workload.checkpointing == "attention":
         del saved["attention"]  # it is among what is kept
     terms = []
-    for num_bytes in saved.values():
-        # Each is several tensors, of which none is larger than an intermediate vector, except the
-        # mask; the size matters for the heap alone.
-        count = max(1, round(num_bytes / largest))
+    for name, num_bytes in saved.items():
+        # Some are several tensors, the size of which matters for the heap alone.
+        size = wide if name in ("gate, up", "input of down") else narrow
+        count = max(1, round(num_bytes / size))
         terms.append(Tensors("activations", num_bytes / count, count))
     return terms
 
@@ -589,9 +606,8 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
         *saved,
         # Its input and output.
         *([Tensors("activations", vector, 2)] if has_last_norm else []),
-        # Cosines and sines, ids, positions and the mask.
+        # Cosines and sines, ids and positions.
         Tensors("activations", n * (4 * config.head_dim + 4 * 8)),
-        Tensors("activations", workload.is_packed * n * workload.length),
     ]
 
 
@@ -756,6 +772,9 @@ def _attention_gradients(workload: Workload) -> list[Tensors]:
         Tensors(part, query * e, 3),
         Tensors(part, key * e, 2),
     ]
+    if workload.is_narrow and workload.is_packed:
+        # Strips of attention read the result and its gradient in fp32 (`model.attention`).
+        terms.append(Tensors(part, query * 4, 2))
     if workload.device == "cuda":
         # The kernels add up the gradient of q in fp32, and those of k and v for every query head.
         terms.append(Tensors(part, query * 4))
@@ -909,11 +928,5 @@ def _decoding(workload: Workload, rows: int, positions: int) -> list[Tensors]:
 
 
 def _prefill(workload: Workload, prompts: int, length: int) -> list[Tensors]:
-    """Return the temporaries of prompts of some length, the mask of padding among them."""
-    # A single prompt has no padding, and needs no mask.
-    mask = prompts * length**2 if prompts > 1 else 0
-    return [
-        *_forward_temporaries(workload, prompts * length, prompts * length),
-        Tensors("temporaries", mask * workload.weight_bytes),
-        Tensors("temporaries", mask),
-    ]
+    """Return the temporaries of prompts of some length."""
+    return _forward_temporaries(workload, prompts * length, prompts * length)

@@ -80,7 +80,7 @@ class MemoryOptions(Options):
     )
     packed: Literal["auto"] | bool = Field(
         "auto",
-        description="rows of several examples, as in fine-tuning: they need a mask; auto: with an "
+        description="rows of several examples, as in fine-tuning; auto: with an "
         "adapter, --dpo.loss or --grpo.prompts",
     )
     target_share: float = Field(

@@ -125,7 +125,7 @@ def test_33b_config_is_planned_as_it_is_trained(
 def test_rows_of_pairs_and_of_drawn_answers_are_planned(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents plans of DPO without the mask of its rows, and of GRPO without its KV cache."""
+    """Prevents plans of DPO without packed rows, and of GRPO without its KV cache."""
     shape = ["--model.preset", "babyllama-43m", "--vocab_size", "65000", "--device", "cuda"]
     file = tmp_path / "plan.json"
     pairs = plan_config(monkeypatch, file, root / "configs" / "dpo-43m.yaml", *shape)

@@ -77,7 +77,7 @@ class Workload:
     micro_rows: int  # rows of a micro-batch
     micro_batches: int = 1  # of a step: from 2 on, gradients wait while the next one is computed
     targets: int | None = None  # positions with a loss of a micro-batch; None: all
-    is_packed: bool = False  # several examples in a row, which need a mask of T * T
+    is_packed: bool = False  # several examples in a row
     precision: Precision = "fp32"
     loss_path: LossPath = "chunked"
     optimizer: OptimizerName = "muon"
@@ -452,8 +452,6 @@ def saved_tensors(workload: Workload) -> dict[str, float]:
         "norms": norms,
         "inputs of q, k, v": inputs(("q_proj", "k_proj", "v_proj"), hidden),
         "q, k, v": (query + 2 * key) * e,
-        # The boolean mask becomes an addend of the scores in every layer.
-        "mask": workload.is_packed * workload.tokens * workload.length * e,
         "attention": query * e + n * config.num_attention_heads * 4,
         "input of o": inputs(("o_proj",), query, is_kept=True),
         "inputs of gate, up": inputs(("gate_proj", "up_proj"), hidden),
@@ -470,8 +468,8 @@ def _layer_activations(workload: Workload) -> list[Tensors]:
     largest = n * max(config.intermediate_size, config.hidden_size) * workload.compute_bytes
     terms = []
     for num_bytes in saved_tensors(workload).values():
-        # Each is several tensors, of which none is larger than an intermediate vector, except the
-        # mask; the size matters for the heap alone.
+        # Each is several tensors, of which none is larger than an intermediate vector; the size
+        # matters for the heap alone.
         count = max(1, round(num_bytes / largest))
         terms.append(Tensors("activations", num_bytes / count, count))
     return terms
@@ -497,9 +495,8 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
         *saved,
         # Its input and output.
         *([Tensors("activations", vector, 2)] if has_last_norm else []),
-        # Cosines and sines, ids, positions and the mask.
+        # Cosines and sines, ids and positions.
         Tensors("activations", n * (4 * config.head_dim + 4 * 8)),
-        Tensors("activations", workload.is_packed * n * workload.length),
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.attention.segments import Segment, Segments
 from model.config import LlamaConfig
 from model.llama import Llama, RotaryEmbedding
 from model.lora import Adapter, attach_adapter
@@ -78,12 +79,14 @@ def build_model(workload: Workload) -> Llama:
 def run_loss(model: Llama, workload: Workload) -> Tensor:
     """Return the loss of random ids, in rows of two examples if the workload is packed."""
     ids = torch.randint(workload.config.vocab_size, (workload.micro_rows, workload.length))
-    mask = None
+    segments = None
     if workload.is_packed:
-        is_second = torch.arange(workload.length) >= workload.length // 2
-        mask = (is_second[:, None] == is_second).tril().expand(workload.micro_rows, 1, -1, -1)
+        half = workload.length // 2
+        bounds = (0, half), (half, workload.length)
+        items = [Segment(row, *each) for row in range(workload.micro_rows) for each in bounds]
+        segments = Segments(tuple(items), *ids.shape)
     with autocast(torch.device("cpu"), workload.precision):
-        return model(ids, ids, mask=mask, loss_path=workload.loss_path)
+        return model(ids, ids, mask=segments, loss_path=workload.loss_path)
 
 
 def measure_saved_bytes(workload: Workload) -> int:

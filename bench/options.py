@@ -113,6 +113,20 @@ class LossOptions(Options):
     path: CliSuppress[Literal["full", "chunked", "torch"] | None] = None
 
 
+class AttentionOptions(Options):
+    """Options of `python -m bench.attention`."""
+
+    rows: int = Field(8, ge=1, description="rows of a batch")
+    heads: int = Field(8, ge=1, description="heads of queries, keys and values")
+    head_dim: int = Field(32, ge=1, description="size of a head")
+    length: int = Field(512, ge=1, description="positions of a row")
+    segments: int = Field(4, ge=1, description="segments of a packed row")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the inputs")
+    rounds: int = Field(
+        20, ge=1, description="number of rounds; each variant is measured once in each"
+    )
+
+
 class MemoryOptions(Options):
     """Options of `python -m bench.memory`."""
 

@@ -10,6 +10,11 @@ from torch import Tensor
 from model.attention.blocks import AttentionFunction
 from model.attention.segments import Offsets, Segments, whole_rows
 
+# In training on a CPU, strips are faster than PyTorch's kernel for whole rows that are not shorter,
+# in bf16 or with heads that are not smaller (docs/training.md).
+_MIN_STRIPS_LENGTH = 512
+_MIN_STRIPS_HEAD_DIM = 64
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
     """Attend from q[B, T, H, d] to k and v[B, S, K, d] -> [B, T, H, d].
@@ -18,7 +23,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
     None: a position sees itself and what is before it. Raises ValueError if a mask is missing.
     """
     if isinstance(mask, Segments):
-        if mask.offsets is not None and q.dtype in (torch.bfloat16, torch.float16):
+        has_kernel = q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0
+        if mask.offsets is not None and has_kernel:
             return _attend_variable_length(q, k, v, mask.offsets)
         return _attend_in_strips(q, k, v, mask)
     length = q.shape[1]
@@ -43,7 +49,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
 
 
 def _are_strips_faster(q: Tensor) -> bool:
-    return False
+    """Return whether strips are faster than PyTorch's kernel for whole rows, of q[B, T, H, d]."""
+    if q.device.type != "cpu" or not q.requires_grad or torch.compiler.is_compiling():
+        return False
+    has_slow_kernel = q.dtype == torch.bfloat16 or q.shape[3] >= _MIN_STRIPS_HEAD_DIM
+    return has_slow_kernel and q.shape[1] >= _MIN_STRIPS_LENGTH
 
 
 def _attend_in_strips(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

@@ -49,9 +49,9 @@ class AttentionFunction(torch.autograd.Function):
 
         def attend() -> tuple[Tensor, Tensor]:
             """Return the result, and the logarithms of the sums over all keys of exp(score)."""
-            out = torch.zeros(q.shape, dtype=q.dtype)
-            log_sums = torch.zeros(q.shape[:3], dtype=_compute_dtype(q))
-            inputs = _by_heads(k.shape[2], q, k, v)
+            out = _new_result(q, segments)
+            log_sums = torch.zeros(q.shape[:3], dtype=_compute_dtype(q), device=q.device)
+            inputs = _by_heads(k.shape[2], q.to(log_sums.dtype), k, v)
             results = _by_heads(k.shape[2], out, log_sums.unsqueeze(-1))
             for part in _parts(segments, q, k):
                 part.load(*inputs)
@@ -71,11 +71,11 @@ class AttentionFunction(torch.autograd.Function):
         d_out = gradients[0].to(log_sums.dtype)
         # The sums over all keys of probabilities times their gradients.
         delta = torch.linalg.vecdot(d_out, out.to(log_sums.dtype))
-        d_q, d_k, d_v = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+        d_q, d_k, d_v = (_new_result(x, ctx.segments) for x in (q, k, v))
         num_kv_heads = k.shape[2]
-        inputs = _by_heads(num_kv_heads, q, k, v)
+        inputs = _by_heads(num_kv_heads, q.to(log_sums.dtype), k, v)
         gradient_inputs = _by_heads(
-            num_kv_heads, d_out, log_sums.unsqueeze(-1), delta.unsqueeze(-1)
+            num_kv_heads, d_out, -log_sums.unsqueeze(-1), -delta.unsqueeze(-1)
         )
         results = _by_heads(num_kv_heads, d_q, d_k, d_v)
         for part in _parts(ctx.segments, q, k):
@@ -89,6 +89,14 @@ class AttentionFunction(torch.autograd.Function):
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _new_result(like: Tensor, segments: Segments) -> Tensor:
+    """Return a contiguous tensor like another one, 0 at the positions of padding."""
+    num_positions = sum(segment.length for segment in segments.items)
+    is_full = num_positions == segments.num_rows * segments.length
+    new = torch.empty if is_full else torch.zeros
+    return new(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _has_small_scores(q: Tensor, k: Tensor) -> bool:
@@ -112,6 +120,7 @@ class _Shape(NamedTuple):
     prefix: int  # keys in front of each segment
     head_dim: int
     dtype: torch.dtype
+    device: torch.device
 
 
 class _QueryStrip(NamedTuple):
@@ -121,7 +130,7 @@ class _QueryStrip(NamedTuple):
     k: Tensor  # [M, s, d]
     v: Tensor  # [M, s, d]
     scores: Tensor  # [M, n, s]
-    last_scores: Tensor  # [M, G, p, p], those of the keys at their own p positions
+    last_scores: list[Tensor]  # G times [M, p, p], those of the keys at their own positions
     sums: Tensor  # [M, n, 1]
     maxima: Tensor  # [M, n, 1]
     product: Tensor  # [M, n, d]
@@ -131,30 +140,37 @@ class _QueryStrip(NamedTuple):
         """Compute `out` and `sums`; unless scores are small, relative to `maxima`."""
         torch.bmm(self.q, self.k.mT, out=self.scores)
         if not has_small_scores:
-            is_later = torch.ones(self.last_scores.shape[2:], dtype=torch.bool).triu_(1)
-            self.last_scores.masked_fill_(is_later, -torch.inf)
+            for scores in self.last_scores:
+                is_later = torch.ones_like(scores[0], dtype=torch.bool).triu_(1)
+                scores.masked_fill_(is_later, -torch.inf)
             torch.amax(self.scores, -1, keepdim=True, out=self.maxima)
             self.scores.sub_(self.maxima).clamp_min_(_MIN_EXPONENT)
         self.scores.exp_()
-        # Scores are masked now: the exponential of -inf is slower.
-        self.last_scores.tril_()
+        # They are masked now, because an exponential of -inf is slow.
+        for exponentials in self.last_scores:
+            exponentials.tril_()
         torch.sum(self.scores, -1, keepdim=True, out=self.sums)
         torch.bmm(self.scores, self.v, out=self.product)
         torch.div(self.product, self.sums, out=self.out)
 
 
 class _KeyStrip(NamedTuple):
-    """Successive keys, n for each of M matrices, and all s queries that see them."""
+    """Successive keys, n for each of M matrices, and all s queries that see them.
+
+    With the additional column of `k_1`, which is 1, and that of `q_log_sums`, their product is
+    scores minus log_sums; likewise with `v_1` and `d_out_delta`.
+    """
 
     k: Tensor  # [M, n, d]
-    v: Tensor  # [M, n, d]
+    k_1: Tensor  # [M, n, d + 1]
+    v_1: Tensor  # [M, n, d + 1]
     q: Tensor  # [M, s, d]
+    q_log_sums: Tensor  # [M, s, d + 1]
     d_out: Tensor  # [M, s, d]
-    log_sums: Tensor  # [M, 1, s]
-    delta: Tensor  # [M, 1, s]
+    d_out_delta: Tensor  # [M, s, d + 1]
     scores: Tensor  # [M, n, s]
     d_scores: Tensor  # [M, n, s]
-    first_scores: Tensor | None  # [M, G, n, n], those of the queries at their own positions
+    first_scores: list[Tensor]  # G times [M, n, n], those of the queries at their own positions
     product: Tensor  # [M, n, d]
     d_k: Tensor  # [M, n, d]
     d_v: Tensor  # [M, n, d]
@@ -163,17 +179,16 @@ class _KeyStrip(NamedTuple):
 
     def differentiate(self, has_small_scores: bool) -> None:
         """Compute `d_k` and `d_v`, and add to `d_q`."""
-        torch.bmm(self.k, self.q.mT, out=self.scores)
-        self.scores.sub_(self.log_sums)
+        torch.bmm(self.k_1, self.q_log_sums.mT, out=self.scores)
         if not has_small_scores:
             self.scores.clamp_(_MIN_EXPONENT, 0.0)
         probabilities = self.scores.exp_()
-        if self.first_scores is not None:
-            self.first_scores.triu_()
+        for own in self.first_scores:
+            own.triu_()
         torch.bmm(probabilities, self.d_out, out=self.product)
         self.d_v.copy_(self.product)
-        torch.bmm(self.v, self.d_out.mT, out=self.d_scores)
-        self.d_scores.sub_(self.delta).mul_(probabilities)
+        torch.bmm(self.v_1, self.d_out_delta.mT, out=self.d_scores)
+        self.d_scores.mul_(probabilities)
         torch.bmm(self.d_scores, self.q, out=self.product)
         self.d_k.copy_(self.product)
         torch.bmm(self.d_scores.mT, self.k, out=self.query_product)
@@ -183,7 +198,8 @@ class _KeyStrip(NamedTuple):
 class _Layout:
     """The buffers of one shape, and the views of them that each strip needs, which are made once.
 
-    Buffers are [M, N, d], M = segments · kv_heads, of queries (N = length · G) or of keys.
+    Buffers are [M, N, d], M = segments · kv_heads, of queries (N = length · G) or of keys. Those of
+    q, d_out, k and v end in another column, which only the backward pass needs.
     """
 
     def __init__(self, shape: _Shape, storage: Tensor) -> None:
@@ -196,10 +212,19 @@ class _Layout:
         num_scores = matrices * min(_STRIP, keys) * keys * shape.group
         self._scores, self._d_scores = self._take(num_scores), self._take(num_scores)
         self._products = self._take(matrices * max(rows, min(_STRIP, keys)) * dim)
-        self.q, self.out, self.d_out, self.d_q = (self._take(matrices, rows, dim) for _ in range(4))
-        self.k, self.v, self.d_k, self.d_v = (self._take(matrices, keys, dim) for _ in range(4))
-        self.sums, self.maxima, self.log_sums, self.delta = (
-            self._take(matrices, rows, 1) for _ in range(4)
+        self.out, self.d_q = (self._take(matrices, rows, dim) for _ in range(2))
+        self.d_k, self.d_v = (self._take(matrices, keys, dim) for _ in range(2))
+        self.sums, self.maxima = (self._take(matrices, rows, 1) for _ in range(2))
+        # Rows begin at multiples of 64 bytes.
+        width = -(-(dim + 1) // 16) * 16
+        self._wide_q, self._wide_d_out = (self._take(matrices, rows, width) for _ in range(2))
+        self._wide_k, self._wide_v = (self._take(matrices, keys, width) for _ in range(2))
+        self.q, self.d_out, self.k, self.v = (
+            wide[..., :dim] for wide in (self._wide_q, self._wide_d_out, self._wide_k, self._wide_v)
+        )
+        self.log_sums, self.delta, self.k_ones, self.v_ones = (
+            wide[..., dim : dim + 1]
+            for wide in (self._wide_q, self._wide_d_out, self._wide_k, self._wide_v)
         )
         own_keys = range(shape.prefix, keys, _STRIP)
         self.query_strips = [
@@ -235,7 +260,7 @@ class _Layout:
             k=self.k[:, :num_keys],
             v=self.v[:, :num_keys],
             scores=scores,
-            last_scores=last_scores.unflatten(1, (-1, shape.group)).transpose(1, 2),
+            last_scores=list(last_scores.unflatten(1, (-1, shape.group)).unbind(2)),
             sums=self.sums[:, rows],
             maxima=self.maxima[:, rows],
             product=_first(self._products, len(self.q), num_rows, shape.head_dim),
@@ -248,20 +273,21 @@ class _Layout:
         rows = slice(max(0, start - shape.prefix) * shape.group, None)
         q = self.q[:, rows]
         scores = _first(self._scores, len(q), stop - start, q.shape[1])
-        first_scores = None
-        if start >= shape.prefix:
-            first_scores = scores[:, :, : (stop - start) * shape.group]
-            first_scores = first_scores.unflatten(2, (-1, shape.group)).movedim(3, 1)
+        # None in a prefix, which all queries see.
+        num_masked = (stop - start) * shape.group if start >= shape.prefix else 0
+        first_scores = scores[:, :, :num_masked].unflatten(2, (-1, shape.group))
+        with_column = slice(shape.head_dim + 1)
         return _KeyStrip(
             k=self.k[:, start:stop],
-            v=self.v[:, start:stop],
+            k_1=self._wide_k[:, start:stop, with_column],
+            v_1=self._wide_v[:, start:stop, with_column],
             q=q,
+            q_log_sums=self._wide_q[:, rows, with_column],
             d_out=self.d_out[:, rows],
-            log_sums=self.log_sums[:, rows].mT,
-            delta=self.delta[:, rows].mT,
+            d_out_delta=self._wide_d_out[:, rows, with_column],
             scores=scores,
             d_scores=_first(self._d_scores, *scores.shape),
-            first_scores=first_scores,
+            first_scores=list(first_scores.unbind(3)) if num_masked else [],
             product=_first(self._products, len(q), stop - start, shape.head_dim),
             d_k=self.d_k[:, start:stop],
             d_v=self.d_v[:, start:stop],
@@ -279,16 +305,18 @@ class _Workspace(threading.local):
     """The buffers of a thread, used again and again: fresh memory costs a page fault every 4 KB."""
 
     def __init__(self) -> None:
-        self._storages: dict[torch.dtype, Tensor] = {}
+        self._storages: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._layouts: dict[_Shape, _Layout] = {}
 
     def layout(self, shape: _Shape) -> _Layout:
         """Return the buffers of a shape; those of all shapes share their memory."""
         if shape not in self._layouts:
             size = _Layout(shape, torch.empty(1 << 50, dtype=shape.dtype, device="meta")).size
-            storage = self._storages.get(shape.dtype)
+            kind = shape.dtype, shape.device
+            storage = self._storages.get(kind)
             if storage is None or len(storage) < size:
-                storage = self._storages[shape.dtype] = torch.empty(size, dtype=shape.dtype)
+                storage = torch.empty(size, dtype=shape.dtype, device=shape.device)
+                self._storages[kind] = storage
                 self._layouts.clear()
             if len(self._layouts) == _MAX_LAYOUTS:
                 self._layouts.clear()
@@ -312,8 +340,7 @@ class _Part(NamedTuple):
     def load(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Copy queries, scaled, keys and values into the buffers."""
         layout = self.layout
-        self._load_queries(layout.q, q)
-        layout.q.mul_(layout.shape.head_dim**-0.5)
+        self._load_queries(layout.q, q, layout.shape.head_dim**-0.5)
         for buffer, source in ((layout.k, k), (layout.v, v)):
             for segment, keys in zip(self.segments, layout.by_segment(buffer), strict=True):
                 prefix, stop = layout.shape.prefix, layout.shape.prefix + segment.length
@@ -334,28 +361,33 @@ class _Part(NamedTuple):
         self._store_queries(logarithms, log_sums)
 
     def load_gradients(self, d_out: Tensor, log_sums: Tensor, delta: Tensor) -> None:
-        """Copy what the backward pass needs besides into the buffers."""
+        """Copy what the backward pass needs besides into the buffers, the last two negated."""
         layout = self.layout
         self._load_queries(layout.d_out, d_out)
         self._load_queries(layout.log_sums, log_sums)
         self._load_queries(layout.delta, delta)
+        layout.k_ones.fill_(1)
+        layout.v_ones.fill_(1)
         layout.d_q.zero_()
 
     def store_gradients(self, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
-        """Copy the gradients of queries out of the buffers, and add those of keys and values."""
+        """Copy gradients out of the buffers; add those of prefixes, which are there already."""
         layout = self.layout
         self._store_queries(layout.d_q.mul_(layout.shape.head_dim**-0.5), d_q)
         for buffer, target in ((layout.d_k, d_k), (layout.d_v, d_v)):
             for segment, keys in zip(self.segments, layout.by_segment(buffer), strict=True):
                 prefix = layout.shape.prefix
-                # Several segments may have one prefix.
                 if prefix:
                     self._prefix(segment, target).add_(keys[:, :prefix])
-                self._own(segment, target).add_(keys[:, prefix : prefix + segment.length])
+                self._own(segment, target).copy_(keys[:, prefix : prefix + segment.length])
 
-    def _load_queries(self, buffer: Tensor, source: Tensor) -> None:
+    def _load_queries(self, buffer: Tensor, source: Tensor, scale: float | None = None) -> None:
         for segment, rows in zip(self.segments, self.layout.by_segment(buffer), strict=True):
-            rows[:, : segment.length] = self._own(segment, source)
+            own = rows[:, : segment.length]
+            if scale is None:
+                own.copy_(self._own(segment, source))
+            else:
+                torch.mul(self._own(segment, source), scale, out=own)
             if segment.length < rows.shape[1]:
                 rows[:, segment.length :] = 0
 
@@ -379,7 +411,8 @@ def _parts(segments: Segments, q: Tensor, k: Tensor) -> Iterator[_Part]:
         if segment.length:
             filled = -(-segment.length // _LENGTH_STEP) * _LENGTH_STEP
             of_length[filled, segment.prefix_stop - segment.prefix_start].append(segment)
-    for (length, prefix), alike in of_length.items():
+    # Those without a prefix first: they are the prefixes of others.
+    for (length, prefix), alike in sorted(of_length.items(), key=lambda item: item[0][1] > 0):
         scores_per_head = min(_STRIP, length) * group * (prefix + length)
         # Equal shares of the heads, each of as many as fit.
         num_shares = -(-num_kv_heads // max(1, _MAX_SCORES // scores_per_head))
@@ -400,6 +433,7 @@ def _parts(segments: Segments, q: Tensor, k: Tensor) -> Iterator[_Part]:
                     prefix,
                     dim,
                     _compute_dtype(q),
+                    q.device,
                 )
                 yield _Part(_workspace.layout(shape), alike[start : start + count], kv_heads)
             start += count

@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 class Segment(NamedTuple):
-    """Positions `start` to `stop` of a row, and those of its prefix, by default none."""
+    """Positions `start` to `stop` of a row, and those of its prefix, by default none.
+
+    What is a prefix of another segment has none itself.
+    """
 
     row: int
     start: int
@@ -53,11 +56,12 @@ class Segments:
     items: tuple[Segment, ...]
     num_rows: int
     length: int  # of a row
-    offsets: Offsets | None = None  # on a GPU only
+    offsets: Offsets | None = None  # on a GPU that has kernels for them
 
     def to(self, device: torch.device) -> "Segments":
         """Return the segments for a device; copies to a GPU are asynchronous."""
-        if device.type != "cuda":
+        # FlashAttention needs Ampere or later.
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             return self
         return replace(self, offsets=_to_device(make_offsets(self), device))
 

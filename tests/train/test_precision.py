@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from model.attention.attend import attend
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.autotune import autocast
@@ -42,13 +42,12 @@ def test_attention_inputs_share_one_low_precision_dtype(
 ) -> None:
     """Catch fp32 angles that widen queries and keys but not values, in both rotary functions."""
     dtypes = []
-    attention = F.scaled_dot_product_attention
 
-    def record_dtypes(*inputs: Any, **options: Any) -> torch.Tensor:
-        dtypes.append({tensor.dtype for tensor in inputs})
-        return attention(*inputs, **options)
+    def record_dtypes(*qkv_and_mask: Any) -> torch.Tensor:
+        dtypes.append({tensor.dtype for tensor in qkv_and_mask[:3]})
+        return attend(*qkv_and_mask)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", record_dtypes)
+    monkeypatch.setattr("model.llama.attend", record_dtypes)
     with torch.set_grad_enabled(has_gradients), autocast(CPU, "bf16"):
         build_model()(random_ids())
     assert dtypes == [{torch.bfloat16}] * 3

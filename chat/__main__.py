@@ -34,6 +34,7 @@ def _run_chat() -> None:
         load_model.resolve_chat_device(options.device),
         options.precision,
         options.quantize,
+        options.kv_cache,
     )
     console.write_note(f"模型：{loaded_model.description}")
     if (hint := load_model.capability_hint(loaded_model)) is not None:

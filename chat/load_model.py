@@ -23,7 +23,7 @@ from data.shards import load_run_shard_sets
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate, weights
 from model.llama import Llama
-from model.precision import DTYPES, resolve_precision
+from model.precision import DTYPES, Precision, resolve_precision
 from model.quantize import Int8Linear, quantize_int8
 from model.tokenizer.base import Tokenizer
 
@@ -123,13 +123,17 @@ def capability_hint(loaded: LoadedModel) -> str | None:
 
 
 def load_chat_model(
-    path: Path, device: torch.device, precision: str, quantize: str | None = None
+    path: Path,
+    device: torch.device,
+    precision: str,
+    quantize: str | None = None,
+    kv_cache: Precision | None = None,
 ) -> LoadedModel:
     """Load the checkpoint that `path` stands for (`locate.resolve_checkpoint`) onto `device`.
 
-    With `quantize` "int8" the weights are quantized, else `precision` is their format. Raises
-    ChatError if the checkpoint cannot be used. Prints a line on stderr for every damaged checkpoint
-    of a run that is skipped.
+    With `quantize` "int8" the weights are quantized, else `precision` is their format; `kv_cache`
+    is that of keys and values, by default the same. Raises ChatError if the checkpoint cannot be
+    used. Prints a line on stderr for every damaged checkpoint of a run that is skipped.
     """
     if (suggested_run := locate.suggest_run(path)) is not None:
         raise ChatError(f"找不到 {path}：是不是 {suggested_run}？")
@@ -141,6 +145,8 @@ def load_chat_model(
         model = model.to(DTYPES[resolve_precision(device, precision)])
         if quantize:
             model = quantize_int8(model)
+        if kv_cache:
+            model.kv_cache_dtype = DTYPES[kv_cache]
     return LoadedModel(
         folder,
         model,

@@ -106,6 +106,11 @@ class ModelOptions(Options):
         description="将权重量化为 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
         "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU",
     )
+    kv_cache: Literal["bf16"] | None = Field(
+        None,
+        description="KV 缓存用 bf16：长对话和长资料的内存约为 fp32 的一半\n"
+        "keys and values in bf16: half the memory of fp32 for long chats and references",
+    )
 
 
 class ChatOptions(SamplingOptions, ModelOptions):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from evaluate.options import DeviceOptions
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.llama import Llama
+from model.precision import DTYPES
 from model.quantize import quantize_int8
 from model.tokenizer.base import Tokenizer
 
@@ -25,7 +27,8 @@ class LoadedCheckpoint:
     model: Llama
     tokenizer: Tokenizer
     provenance: dict[str, str | int]
-    """The keys are `checkpoint` (as the user named it), `step` if known, `weights` if quantized."""
+    """The keys are `checkpoint` (as the user named it), `step` if known, `weights` if quantized,
+    and `kv_cache` if that is narrower."""
 
     @cached_property
     def identity(self) -> dict[str, str | int]:
@@ -45,11 +48,11 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    checkpoint: Path, quantize: str | None, device: torch.device
+    checkpoint: Path, options: DeviceOptions, device: torch.device
 ) -> LoadedCheckpoint:
     """Load the newest step of a run, one of its steps, or an exported folder.
 
-    `quantize` is None or "int8". Raises UserError if `checkpoint` is not one of these.
+    The options say in which number formats. Raises UserError if `checkpoint` is not one of these.
     """
     folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(folder, device)
@@ -57,7 +60,10 @@ def load_checkpoint(
     step = locate.read_step(folder)
     if step is not None:
         provenance["step"] = step
-    if quantize:
+    if options.quantize:
         model = quantize_int8(model)
-        provenance["weights"] = quantize
+        provenance["weights"] = options.quantize
+    if options.kv_cache:
+        model.kv_cache_dtype = DTYPES[options.kv_cache]
+        provenance["kv_cache"] = options.kv_cache
     return LoadedCheckpoint(folder, model, tokenizer, provenance)

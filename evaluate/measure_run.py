@@ -38,6 +38,8 @@ def measure_run(options: EvaluateOptions) -> None:
         device_options += ["--device", options.device]
     if options.quantize:
         device_options += ["--quantize", options.quantize]
+    if options.kv_cache:
+        device_options += ["--kv_cache", options.kv_cache]
     model_options = ["--checkpoint", str(checkpoint), *device_options]
     limit_options = ["--limit", str(options.limit)] if options.limit is not None else []
     # Only fine-tuning has sets of other kinds than text.

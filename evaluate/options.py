@@ -31,6 +31,11 @@ class DeviceOptions(Options):
         description="measure the model with int8 weights: a quarter of the memory of fp32 "
         "(see docs/inference.md)",
     )
+    kv_cache: Literal["bf16"] | None = Field(
+        None,
+        description="keep the keys and values of long texts in bf16: half the memory of fp32 "
+        "(docs/long-context.md)",
+    )
 
 
 class EvaluateOptions(DeviceOptions):

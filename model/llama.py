@@ -181,8 +181,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from x[B, T, D] to itself and the positions in the cache -> [B, T, D].
 
-        `cos` and `sin` are those of `RotaryEmbedding`; see `attend` for the mask. Raises ValueError
-        if a mask is missing.
+        `cos` and `sin` are those of `RotaryEmbedding`; see `attend` for the mask.
         """
         batch_size, length, _ = x.shape
         q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
@@ -298,6 +297,8 @@ class Llama(nn.Module):
         # Ids of the vocabulary that stand for no token of the tokenizer, set when a checkpoint is
         # loaded. Decoding never chooses them.
         self.unused_ids: tuple[int, ...] = ()
+        # Number format of keys and values in decoding; None: that of the weights.
+        self.kv_cache_dtype: torch.dtype | None = None
         # The LoRA adapter that is trained while the weights are frozen, or None.
         self.adapter: Adapter | None = None
         # (key, model), stored here by `model.decode.inference_model`; the key identifies the
@@ -378,6 +379,12 @@ class Llama(nn.Module):
         with self.model.rotary.cos_sin.device:
             self.model.rotary = RotaryEmbedding(self.config)
         self.cached_inference_model = None
+
+    def new_cache(self, num_rows: int, capacity: int) -> KVCache:
+        """Return an empty KV cache for `num_rows` rows of `capacity` positions."""
+        weight = self.model.norm.weight
+        dtype = self.kv_cache_dtype or weight.dtype
+        return KVCache(self.config, num_rows, capacity, weight.device, dtype)
 
     def train(self, mode: bool = True) -> "Llama":
         """Set training or evaluation mode, and drop the cached inference model."""

@@ -46,6 +46,7 @@ def _run_server() -> None:
             load_model.resolve_chat_device(options.device),
             options.precision,
             options.quantize,
+            options.kv_cache,
         )
         engine = Engine(loaded_model, max_sequences=options.rows, max_queued=options.waiting)
         service = Service(

@@ -71,6 +71,7 @@ def compare_with_base(options: ReportOptions, run: Path) -> list[Block]:
     settings = {
         "max_new_tokens": options.answer_tokens,
         "quantize": options.quantize or "no",
+        "kv_cache": options.kv_cache or "as weights",
     }
     results = partial_results(json_file, settings)
     before, after = (
@@ -116,7 +117,7 @@ def _measure_model(
     device: torch.device,
 ) -> Outcome:
     """Return the answers and the scores of one model, which `name` tells from the other."""
-    loaded = load_checkpoint(path, options.quantize, device)
+    loaded = load_checkpoint(path, options, device)
     assert options.before is not None
     _limit_context(loaded.model, [options.before, options.runs[0]])
     # The digest tells the results of these weights from those of a run that was trained again.

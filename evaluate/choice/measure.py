@@ -37,7 +37,7 @@ def run_choice(options: ChoiceOptions) -> None:
         return
     shots_by_subject = _choose_shots(options, questions)
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     build = request_builder(options.convention, loaded.model, loaded.tokenizer, loaded.template)
     requests = [
         build(

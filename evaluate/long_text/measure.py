@@ -28,7 +28,7 @@ def run_long_text(options: LongTextOptions) -> None:
     Raises UserError if no document is long enough.
     """
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     pasts = options.pasts or default_pasts(loaded.model.trained_context, options.targets)
     length = max(pasts) + options.targets
     warn_of_untrained_length(loaded.model, length)

@@ -39,7 +39,7 @@ def run_maths(options: MathsOptions) -> None:
         report_result(_score_rows(options, rows), options.json_file)
         return
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
     results = partial_results(output, depends_on)

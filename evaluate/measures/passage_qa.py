@@ -82,7 +82,7 @@ def run_passage_qa(options: PassageQAOptions) -> None:
     questions = [question for question, _ in pairs]
     asked = {"right": questions, "wrong": [control for _, control in pairs]}
     found = _search(options, questions)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     if found is not None:
         asked |= ask_with_found(loaded, questions, found.by_conversation, options.max_new_tokens)
     output = options.json_file or options.predictions

@@ -18,7 +18,7 @@ def run_perplexity(options: PerplexityOptions) -> None:
     Raises UserError if there is nothing to score, or if the model's context is too short.
     """
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     context = loaded.model.config.max_position_embeddings
     if context < WINDOW_TOKENS:
         raise UserError(

@@ -59,7 +59,7 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
     device = resolve_device(options.device)
     evaluation = _find_evaluation_with_questions(options.source)
     records = read_usable_records(options.source, options.input, evaluation.kind, options.limit)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     answers = evaluation.generate_answers(
         loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
     )

@@ -83,7 +83,7 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     assert options.checkpoint is not None
     device = resolve_device(options.device)
     articles, data_label, case = read_articles(options, options.limit)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     provenance = {**loaded.provenance, "decoding": describe_decoding(options)}
     results = open_partial_results(options, loaded)
     rows = _generate_summaries(options, loaded, articles, results)

@@ -97,7 +97,7 @@ def evaluate_dialogue(options: RougeOptions) -> EvalResult:
     assert options.checkpoint is not None
     device = resolve_device(options.device)
     records, data_label, case = read_articles(options, options.limit or DIALOGUE_RECORDS)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     articles = [record.article for record in records]
     conditions = build_conditions(articles, loaded.template)
     num_phrasing_records = options.phrasing_records or DIALOGUE_PHRASING_RECORDS

@@ -83,7 +83,7 @@ def run_squad(options: PassageQAOptions) -> None:
         index = PassageIndex.open(options.index)
         check_indexed(index, [question.written_passage for question in questions], options.index)
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     output = options.json_file or options.predictions
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
     results = partial_results(output, depends_on)

@@ -66,7 +66,7 @@ def score_after_text(model: Llama, requests: Sequence[Continuations]) -> list[li
     longest_rest = max(map(len, prompts)) - num_shared
     longest_option = max(len(option) for request in requests for option in request.options)
     capacity = num_shared + longest_rest + max(_MAX_NODES, longest_option)
-    cache = KVCache(model.config, 1, capacity, weight.device, weight.dtype)
+    cache = model.new_cache(1, capacity)
     if num_shared:
         shared = torch.tensor([prompts[0][:num_shared]], device=weight.device)
         model.model(shared, None, None, cache)

@@ -108,9 +108,9 @@ def _prefill(model: Llama, ids: list[int]) -> KVCache | None:
     """Return a cache of one row with these ids; None without ids."""
     if not ids:
         return None
-    weight = model.model.norm.weight
-    cache = KVCache(model.config, 1, len(ids), weight.device, weight.dtype)
-    model.model(torch.tensor([ids], device=weight.device), None, None, cache)
+    cache = model.new_cache(1, len(ids))
+    device = cache.storage.device
+    model.model(torch.tensor([ids], device=device), None, None, cache)
     cache.length = len(ids)
     return cache
 
@@ -170,9 +170,7 @@ def _score_batch(
             targets += option
     cache = None
     if shared is not None:
-        cache = KVCache(
-            model.config, num_rows, num_shared + length, device, model.model.norm.weight.dtype
-        )
+        cache = model.new_cache(num_rows, num_shared + length)
         cache.keys[:, :, :, :num_shared] = shared.keys
         cache.values[:, :, :, :num_shared] = shared.values
         cache.length = num_shared

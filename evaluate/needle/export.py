@@ -23,7 +23,7 @@ def export_texts(options: NeedleOptions, path: Path) -> None:
     Raises UserError if a length has too little room.
     """
     # The model gives the tokenizer, the chat template and the default lengths.
-    loaded = load_checkpoint(options.checkpoint, None, torch.device("cpu"))
+    loaded = load_checkpoint(options.checkpoint, options, torch.device("cpu"))
     setup = resolve_setup(options, loaded, "training")
     lines = []
     with progress_bar("writing", options.count, "texts") as bar:

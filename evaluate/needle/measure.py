@@ -35,7 +35,7 @@ def run_needle(options: NeedleOptions) -> None:
     are.
     """
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     setup = resolve_setup(options, loaded, "test")
     check_lengths(setup)
     warn_of_untrained_length(loaded.model, max(setup.lengths))

@@ -46,7 +46,7 @@ def make_pairs(options: PreferencesOptions) -> None:
         raise UserError(f"--source {options.source}: its {evaluation.kind.name} have no questions")
     # Repeated questions would give the same samples again.
     questions = list(dict.fromkeys(questions))
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     pairs: list[tuple[Question, Pair]] = []
     reasons: Counter[str] = Counter()
     all_samples = sample_answers(loaded, questions, options)

@@ -32,7 +32,7 @@ def evaluate_rules(options: RulesOptions) -> EvalResult:
     trained = read_trained_families(options.trained_on) if options.trained_on else None
     groups = group_families(options.families, trained)
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     items_by_family = {
         family: draw_items(family, options.count, options.difficulty, options.seed, "test")
         for family in options.families

@@ -18,7 +18,7 @@ def run_answer(options: AnswerOptions) -> None:
     """
     device = resolve_device(options.device)
     questions = read_questions(options.questions)[: options.limit]
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    loaded = load_checkpoint(options.checkpoint, options, device)
     depends_on = {**loaded.identity, "max_new_tokens": options.max_new_tokens}
     results = partial_results(options.predictions, depends_on)
     answers = answer_resumably(

@@ -83,7 +83,7 @@ def answer_steps(
             if sha256 in by_sha256:
                 by_step[step] = replace(by_sha256[sha256], step=step)
                 continue
-            loaded = load_checkpoint(folder, options.quantize, device)
+            loaded = load_checkpoint(folder, options, device)
         except (UserError, FileNotFoundError) as error:
             # A run in progress deletes old checkpoints.
             problem = str(error) if folder.exists() else f"{folder} was deleted meanwhile"

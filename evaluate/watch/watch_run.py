@@ -77,6 +77,7 @@ def _describe_settings(options: WatchOptions, question_sets: list[QuestionSet]) 
         "questions_sha256": digest,
         "max_new_tokens": options.max_new_tokens,
         "quantize": options.quantize or "no",
+        "kv_cache": options.kv_cache or "as weights",
     }
 
 

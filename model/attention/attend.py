@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from model.attention.blocks import AttentionFunction
 from model.attention.segments import Offsets, Segments, whole_rows
@@ -17,11 +18,14 @@ _MIN_STRIPS_HEAD_DIM = 64
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
-    """Attend from q[B, T, H, d] to k and v[B, S, K, d] -> [B, T, H, d].
+    """Attend from q[B, T, H, d] to k and v[B, S, K, d] -> [B, T, H, d], in the dtype of `q`.
 
     The mask is bool[B or 1, 1, T, S] (True: may attend), or the segments of the rows (S = T), or
-    None: a position sees itself and what is before it. Raises ValueError if a mask is missing.
+    None: the queries are those of the last T keys, and a position sees itself and what is before
+    it. Keys and values from a cache may have a narrower dtype, in which attention is computed then.
     """
+    dtype = q.dtype
+    q = q.to(k.dtype)
     if isinstance(mask, Segments):
         has_kernel = q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0
         if mask.offsets is not None and has_kernel:
@@ -31,10 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
     # A single new position may attend to everything before it: no mask is needed.
     is_causal = mask is None and length > 1
     if is_causal and k.shape[1] != length:
-        raise ValueError(
-            "several new positions after a filled cache need a mask: a causal mask would be "
-            "aligned with the start of the cache"
-        )
+        return _attend_after_past(q, k, v).to(dtype)
     if is_causal and _are_strips_faster(q):
         return _attend_in_strips(q, k, v, whole_rows(len(q), length))
     out = F.scaled_dot_product_attention(
@@ -45,7 +46,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
         is_causal=is_causal,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).to(dtype)
+
+
+def _attend_after_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from q[B, T, H, d] to k and v[B, S, K, d], S > T; without gradients.
+
+    No mask of T x S exists: on a CPU the past and the new positions are attended to separately.
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    is_grouped_query = q.shape[1] != k.shape[1]
+    length, num_past = q.shape[2], k.shape[2] - q.shape[2]
+    if q.device.type != "cpu":
+        mask = causal_lower_right(length, k.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_grouped_query)
+        return out.transpose(1, 2)
+    # The kernel behind F.scaled_dot_product_attention, which also returns the logarithm of the sum
+    # of exp(score) of each query. It has no grouped queries.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, 1) if is_grouped_query else x for x in (k, v))
+    past, past_sums = attention(q, k[:, :, :num_past], v[:, :, :num_past])
+    new, new_sums = attention(q, k[:, :, num_past:], v[:, :, num_past:], is_causal=True)
+    # The softmax over both is their mean, weighted by the sums.
+    weight = torch.sigmoid(past_sums - new_sums).unsqueeze(-1)
+    out = torch.lerp(new.to(weight.dtype), past.to(weight.dtype), weight)
+    return out.to(q.dtype).transpose(1, 2)
 
 
 def _are_strips_faster(q: Tensor) -> bool:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from model.decode.inference_model import inference_model
-from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
 
@@ -32,16 +31,15 @@ class InferenceBatch:
 
     def __init__(self, model: Llama, *, num_rows: int, capacity: int) -> None:
         """Allocate a cache for `num_rows` sequences of `capacity` ids each, all still empty."""
-        weight = model.model.norm.weight
-        self._config, self._model = model.config, inference_model(model)
-        self.device, self._dtype = weight.device, weight.dtype
+        self._llama, self._model = model, inference_model(model)
+        self.device = model.model.norm.weight.device
         self.head = self._model.head
         self.host_sync_interval = host_sync_interval(self.device)
         self._allocate(num_rows, capacity)
 
     def _allocate(self, num_rows: int, capacity: int) -> None:
         """Replace the cache by an empty one."""
-        self.cache = KVCache(self._config, num_rows, capacity, self.device, self._dtype)
+        self.cache = self._llama.new_cache(num_rows, capacity)
         self.cache.batch_size = 0
         self._lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         # Positions from here on have not been written since the cache was allocated.
@@ -74,7 +72,7 @@ class InferenceBatch:
         # A sequence that overflowed may have left NaN behind, which a weight of zero does not hide.
         rows.storage[..., longest : self._num_written, :].zero_()
         ids = torch.tensor(padded, device=self.device)
-        hidden = self._model.prefill(ids, rows, None, None, lengths - 1)
+        hidden = self._model.prefill(ids, rows, lengths - 1)
         self._set_lengths(torch.cat([self._lengths, lengths]))
         return hidden
 
@@ -95,7 +93,7 @@ class InferenceBatch:
             self.cache.columns = self._lengths
             # Clamped because the rotary table has no others, and a finished row that is not dropped
             # yet may pass the last one. Its output is not used.
-            positions = self._lengths.clamp(max=self._config.max_position_embeddings - 1)
+            positions = self._lengths.clamp(max=self._llama.config.max_position_embeddings - 1)
             columns = self._column_index[: self.cache.length + 1]
             mask = (columns <= self._lengths[:, None])[:, None, None]
         hidden = self._model.decode_step(ids, self.cache, positions, mask)

@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.decode.fast.model import FastModel, is_supported, select_last
+from model.decode.fast.model import FastModel, is_supported
 from model.decode.kv_cache import KVCache
 from model.decode.lm_head import LMHead
+from model.decode.prefill_chunks import prefill_in_chunks
 from model.llama import Llama
 
 
@@ -31,16 +32,12 @@ class InferenceModel(Protocol):
         self,
         ids: Tensor,
         cache: KVCache,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
         """Process ids[R, T] after those in the cache; return hidden[R, D] of the last position.
 
-        With `last`, int64[R], it is the position last[r] of the T in row r instead.
-        `positions`[R, T] default to counting up from the cache's length. A bool
-        `mask`[R or 1, 1, T, S] (True: may attend) replaces the causal mask, and is required if
-        T > 1 ids follow a cache that is not empty. Advances the cache's length by T.
+        With `last`, int64[R], it is the position last[r] of the T in row r instead. Advances the
+        cache's length by T. The memory that this takes besides the cache does not grow with T.
         """
 
     def decode_step(
@@ -75,15 +72,12 @@ class CachedLlama:
         self,
         ids: Tensor,
         cache: KVCache,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
         """See `InferenceModel.prefill`."""
-        hidden = select_last(self._body(ids, positions, mask, cache), last)
-        cache.length += ids.shape[1]
-        return hidden
+        return prefill_in_chunks(lambda part: self._process(part, cache), ids, last)
 
+    @torch.inference_mode()
     def decode_step(
         self,
         ids: Tensor,
@@ -94,14 +88,23 @@ class CachedLlama:
         """See `InferenceModel.decode_step`."""
         if positions is not None:
             positions = positions[:, None]
-        return self.prefill(ids[:, None], cache, positions, mask)
+        return self._process(ids[:, None], cache, positions, mask)[:, 0]
 
     @torch.inference_mode()
     def extend(self, ids: Tensor, cache: KVCache) -> Tensor:
         """See `InferenceModel.extend`."""
-        mask = cache.causal_mask(len(ids)) if len(ids) > 1 else None
-        hidden = self._body(ids[None], None, mask, cache)[0]
-        cache.length += len(ids)
+        return self._process(ids[None], cache)[0]
+
+    def _process(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Process ids[R, T] after those in the cache; return hidden[R, T, D]."""
+        hidden: Tensor = self._body(ids, positions, mask, cache)
+        cache.length += ids.shape[1]
         return hidden
 
 

@@ -26,6 +26,8 @@ class LayerKVCache:
         """
         batch_size, start = self._cache.batch_size, self._cache.length
         stop = start + keys.shape[2]
+        # The cache may be narrower than the activations.
+        keys, values = keys.to(self._keys.dtype), values.to(self._values.dtype)
         columns = self._cache.columns
         if columns is None:
             self._keys[:batch_size, :, start:stop] = keys
@@ -100,15 +102,6 @@ class KVCache:
         # A new object at every call: storing it here would create a reference cycle, and the memory
         # of the cache would be freed only when Python's garbage collector runs.
         return LayerKVCache(self, index)
-
-    def causal_mask(self, num_new: int) -> Tensor:
-        """Return which positions each of T = `num_new` new ones may attend to, bool[1, 1, T, S].
-
-        These are all filled ones, and the new ones up to itself.
-        """
-        stop = self.length + num_new
-        mask = torch.ones(1, 1, num_new, stop, dtype=torch.bool, device=self.storage.device)
-        return mask.tril_(self.length)
 
     @cached_property
     def _flat_views(self) -> tuple[Tensor, Tensor, Tensor]:

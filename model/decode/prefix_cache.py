@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from model.decode.inference_model import inference_model
-from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
 
@@ -17,12 +16,11 @@ class PrefixCache:
 
     def __init__(self, model: Llama, capacity: int) -> None:
         """Allocate a cache for up to `capacity` ids; later changes of weights have no effect."""
-        weight = model.model.norm.weight
         self.capacity = capacity
-        self._device = weight.device
+        self._device = model.model.norm.weight.device
         self._model = inference_model(model)
         self.head = self._model.head
-        self._cache = KVCache(model.config, 1, capacity, self._device, weight.dtype)
+        self._cache = model.new_cache(1, capacity)
         self._ids: list[int] = []
 
     def prefill(self, ids: list[int]) -> Tensor:
@@ -37,11 +35,7 @@ class PrefixCache:
         # (Ctrl-C) it never names an id whose keys and values are not in the cache.
         self.truncate(num_reused)
         new_ids = torch.tensor([ids[num_reused:]], device=self._device)
-        # Without cached positions the default, causal attention, is right; a single new position
-        # may attend to all others.
-        needs_mask = num_reused > 0 and new_ids.shape[1] > 1
-        mask = self._cache.causal_mask(new_ids.shape[1]) if needs_mask else None
-        hidden = self._model.prefill(new_ids, self._cache, mask=mask)
+        hidden = self._model.prefill(new_ids, self._cache)
         self._ids += ids[num_reused:]
         return hidden
 

@@ -9,6 +9,7 @@ import torch
 from common import run_layout
 from common.files import write_json, write_manifest
 from evaluate.load_model import load_checkpoint
+from evaluate.options import DeviceOptions
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -45,7 +46,7 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
     write(10)
     real = weights.load_checkpoint
     monkeypatch.setattr(weights, "load_checkpoint", load)
-    loaded = load_checkpoint(tmp_path, None, torch.device("cpu"))
+    loaded = load_checkpoint(tmp_path, DeviceOptions(), torch.device("cpu"))
     assert locate.find_newest_step(tmp_path) == 20
     assert loaded.provenance == {"checkpoint": str(tmp_path), "step": 10}
     assert loaded.folder == run_layout.step_folder(tmp_path, 10)

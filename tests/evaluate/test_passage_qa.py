@@ -27,6 +27,7 @@ from evaluate.measures.passage_qa import (
 )
 from evaluate.measures.retrieved_passages import ask_with_found
 from evaluate.metrics.proportion import Proportion
+from evaluate.options import DeviceOptions
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
@@ -218,7 +219,7 @@ def test_index_is_asked_for_passages(
     printed = capsys.readouterr().out
     assert "first 2 found" in printed and "later turns (2), by the question alone" in printed
 
-    loaded = load_checkpoint(folder, None, torch.device("cpu"))
+    loaded = load_checkpoint(folder, DeviceOptions(), torch.device("cpu"))
     question, long = Question((), "问", "答", "文"), "长" * 300
     for passages, together in (
         (["短", "中", "文"], "文\n中\n短"),

@@ -24,6 +24,7 @@ from evaluate.kinds import find_evaluation
 from evaluate.kinds.documents import EVALUATION, MAX_DOCUMENT_TOKENS
 from evaluate.load_model import load_checkpoint
 from evaluate.metrics.language_model import LMScore, score_stream
+from evaluate.options import DeviceOptions
 from model.chat_template.template import TEMPLATE_FILE
 from model.checkpoint import weights
 from model.config import LlamaConfig
@@ -365,7 +366,9 @@ def test_scores_of_single_records_add_up(
     inputs = [path.format(sample=root / "assets" / "sample", tmp=tmp_path)]
     records = read_usable_records(source, inputs, kind, 12)
     evaluation = find_evaluation(kind)
-    loaded = load_checkpoint(save(model, tokenizer, tmp_path / "x"), None, torch.device("cpu"))
+    loaded = load_checkpoint(
+        save(model, tokenizer, tmp_path / "x"), DeviceOptions(), torch.device("cpu")
+    )
     scores = evaluation.score_each(loaded, records)
     total = evaluation.score_files(loaded, source, inputs, 12).score
     assert len(scores) == 12
@@ -379,7 +382,9 @@ def test_documents_are_scored_by_themselves(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Prevents windows that begin in the document before, and hours for a book."""
-    loaded = load_checkpoint(save(model, tokenizer, tmp_path / "x"), None, torch.device("cpu"))
+    loaded = load_checkpoint(
+        save(model, tokenizer, tmp_path / "x"), DeviceOptions(), torch.device("cpu")
+    )
     texts = ["春天来了。", "村里的人都出门去看花。" * 40, "河水涨了，船来了。" * 1000]
     scores = EVALUATION.score_each(loaded, [Document(text) for text in texts])
     for text, score in zip(texts, scores, strict=True):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evaluate.load_model import load_checkpoint
+from evaluate.options import DeviceOptions
 from model.chat_template.template import Template
 from model.decode.generate import generate
 from model.decode.prefix_cache import PrefixCache
@@ -30,7 +31,9 @@ def test_copied_answers_take_fewer_passes(
         (Template().encode_prompt(tokenizer, [], question, MARKET + BRIDGE), answer)
         for question, answer in (("集市什么时候开？", MARKET), ("桥是谁修的？", BRIDGE))
     ]
-    loaded = load_checkpoint(teach(lessons, tmp_path / "model"), None, torch.device("cpu"))
+    loaded = load_checkpoint(
+        teach(lessons, tmp_path / "model"), DeviceOptions(), torch.device("cpu")
+    )
     num_passes, original = 0, PrefixCache.extend
 
     def count(self: PrefixCache, ids: list[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention.attend import attend
 from model.decode.fast.fused_linear import LinearAdd, RMSNormLinear
 from model.decode.kv_cache import LayerKVCache
 from model.llama import TransformerBlock
@@ -66,26 +67,30 @@ class InferenceLayer:
             1, 1, 1, device=device, dtype=layer.input_layernorm.weight.dtype
         )
 
-    def prefill(
-        self, x: Tensor, rows: int, rotation: Tensor, mask: Tensor | None, cache: LayerKVCache
-    ) -> Tensor:
+    def prefill(self, x: Tensor, rows: int, rotation: Tensor, cache: LayerKVCache) -> Tensor:
         """Transform x[N, D] of T > 1 positions per row, in place; return it.
 
-        `rotation` is complex[T, 1, d / 2] or [R, T, 1, d / 2]. A bool `mask`[R or 1, 1, T, S]
-        (True: may attend) replaces the causal mask.
+        `rotation` is complex[T, 1, d / 2]. A position sees itself and those before it, which
+        include all that the cache had.
         """
         queries, keys, values = self._project(x, rows, rotation, cache)
-        return self._apply_output_and_mlp(x, self._attend(queries, keys, values, mask))
+        return self._apply_output_and_mlp(x, self._attend(queries, keys, values))
 
     def decode_step(
         self, x: Tensor, rotation: Tensor, bias: Tensor | None, cache: LayerKVCache
     ) -> Tensor:
         """Transform x[R, D] of one position per row, in place; return it.
 
-        `rotation` is complex[R or 1, 1, 1, d / 2]. `bias`[R * K, 1, S] is added to the scores.
+        `rotation` is complex[R or 1, 1, 1, d / 2]. `bias`[R * K, 1, S] is added to the scores. If
+        the cache is narrower than `x`, it is a bool mask[R or 1, 1, 1, S] (True: may attend).
         """
         queries, keys, values = self._project(x, len(x), rotation, cache)
-        return self._apply_output_and_mlp(x, self._attend_one_position(queries, keys, values, bias))
+        if keys.dtype != queries.dtype:
+            # A product of narrow queries and keys would round the scores to their dtype.
+            out = self._attend(queries, keys, values, bias)
+        else:
+            out = self._attend_one_position(queries, keys, values, bias)
+        return self._apply_output_and_mlp(x, out)
 
     def _project(
         self, x: Tensor, rows: int, rotation: Tensor, cache: LayerKVCache
@@ -125,19 +130,9 @@ class InferenceLayer:
         )
         return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(len(keys), -1)
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from several positions per row, queries[R, T, H, d] -> [N, H * d]."""
-        if mask is None and keys.shape[2] != queries.shape[1]:
-            raise ValueError(
-                "several new positions after a filled cache need a mask: a causal mask would be "
-                "aligned with the start of the cache"
-            )
-        out = F.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
-        return out.transpose(1, 2).reshape(-1, self.num_heads * self.head_dim)
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend from the last T positions of each row, queries[R, T, H, d] -> [N, H * d]."""
+        out = attend(queries, keys.transpose(1, 2), values.transpose(1, 2), mask)
+        return out.reshape(-1, self.num_heads * self.head_dim)

@@ -25,6 +25,7 @@ from model.decode.fast.fused_linear import InferenceRMSNorm
 from model.decode.fast.layer import InferenceLayer
 from model.decode.kv_cache import KVCache
 from model.decode.lm_head import LMHead
+from model.decode.prefill_chunks import prefill_in_chunks
 from model.llama import Llama
 
 # The fields of `LlamaConfig` that this package implements. A field that is added to the config
@@ -52,13 +53,6 @@ _IMPLEMENTED_FIELDS = frozenset(
         "reading_heads",
     }
 )
-
-
-def select_last(hidden: Tensor, last: Tensor | None) -> Tensor:
-    """Return hidden[R, T, D] of position last[r] in row r, [R, D]; None: of the last position."""
-    if last is None:
-        return hidden[:, -1]
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 def is_supported(config: LlamaConfig) -> bool:
@@ -108,25 +102,23 @@ class FastModel:
         self,
         ids: Tensor,
         cache: KVCache,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
         """See `model.decode.inference_model.InferenceModel.prefill`."""
-        rows, length = ids.shape
         # Prompts of one id are a decode step, which has its own attention.
-        if length == 1:
-            step_positions = None if positions is None else positions[:, 0]
-            return self.decode_step(ids[:, 0], cache, step_positions, mask)
-        if positions is None:
-            rotation = self._rotations[cache.length : cache.length + length]
-        else:
-            rotation = self._rotations[positions]
+        if ids.shape[1] == 1:
+            return self.decode_step(ids[:, 0], cache)
+        return self._norm(prefill_in_chunks(lambda part: self._process(part, cache), ids, last))
+
+    def _process(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Process ids[R, T] after those in the cache; return x[R, T, D] before the final norm."""
+        rows, length = ids.shape
+        rotation = self._rotations[cache.length : cache.length + length]
         x = self._embed(ids.flatten())
         for index, layer in enumerate(self._layers):
-            x = layer.prefill(x, rows, rotation, mask, cache.layer(index))
+            x = layer.prefill(x, rows, rotation, cache.layer(index))
         cache.length += length
-        return self._norm(select_last(x.view(rows, length, -1), last))
+        return x.view(rows, length, -1)
 
     @torch.inference_mode()
     def decode_step(
@@ -143,9 +135,10 @@ class FastModel:
         else:
             rotation = self._rotations[positions]
         rotation = rotation.unsqueeze(1)
-        bias = None if mask is None else self._attention_bias(mask, rows)
+        is_narrow = cache.storage.dtype != self._dtype
+        bias = mask if mask is None or is_narrow else self._attention_bias(mask, rows)
         x = self._embed(ids)
-        if self._can_prepare_step:
+        if self._can_prepare_step and not is_narrow:
             hidden = self._prepared_step(rows, 1).run(x, rotation, bias, cache)
         else:
             for index, layer in enumerate(self._layers):
@@ -160,16 +153,11 @@ class FastModel:
         start, length = cache.length, len(ids)
         if length == 1:
             return self.decode_step(ids, cache)
-        rotation = self._rotations[start : start + length]
-        x = self._embed(ids)
-        if self._can_prepare_step:
-            step, bias = self._prepared_step(1, length), self._causal_bias(start, length)
-            hidden = step.run(x, rotation.view(1, 1, length, -1), bias, cache)
-        else:
-            mask = cache.causal_mask(length)
-            for index, layer in enumerate(self._layers):
-                x = layer.prefill(x, 1, rotation, mask, cache.layer(index))
-            hidden = self._norm(x)
+        if not self._can_prepare_step or cache.storage.dtype != self._dtype:
+            return self._norm(self._process(ids[None], cache)[0])
+        rotation = self._rotations[start : start + length].view(1, 1, length, -1)
+        step, bias = self._prepared_step(1, length), self._causal_bias(start, length)
+        hidden = step.run(self._embed(ids), rotation, bias, cache)
         cache.length += length
         return hidden
 

@@ -68,10 +68,19 @@ def test_offsets_mean_what_segments_mean(
         torch.testing.assert_close(value[own], expected[own])
 
 
-def test_several_positions_after_a_cache_need_a_mask() -> None:
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("num_new", [1, 2, 7])
+def test_queries_are_those_of_the_last_keys(kv_heads: int, num_new: int) -> None:
     """Prevents a causal mask that is aligned with the wrong end."""
+    q, k, v, _ = random_inputs(whole_rows(2, 8), kv_heads=kv_heads)
+    last = attend(q[:, -num_new:], k, v, None)
+    expected = AttentionFunction.apply(q, k, v, whole_rows(2, 8))[:, -num_new:]
+    torch.testing.assert_close(last, expected)
+
+
+def test_narrow_keys_are_attended_to_in_their_dtype() -> None:
+    """Prevents a KV cache in bf16 that every call widens as a whole."""
     q, k, v, _ = random_inputs(whole_rows(1, 8))
-    with pytest.raises(ValueError, match="need a mask"):
-        attend(q[:, :2], k, v, None)
-    last = attend(q[:, 7:], k, v, None)
-    torch.testing.assert_close(last, AttentionFunction.apply(q, k, v, whole_rows(1, 8))[:, 7:])
+    out = attend(q[:, 5:], k.bfloat16(), v.bfloat16(), None)
+    assert out.dtype == q.dtype
+    torch.testing.assert_close(out, attend(q[:, 5:], k, v, None), rtol=0.05, atol=0.05)

@@ -58,36 +58,78 @@ def test_fast_model_matches_fall_back_on_padded_rows(shape: str, quantized: bool
     model = random_llama(**SHAPES[shape])
     if quantized:
         quantize_int8(model)
-    fast, plain = FastModel(model), CachedLlama(model)
+    models = FastModel(model), CachedLlama(model)
     caches = [KVCache(model.config, 2, 9, CPU, torch.float32) for _ in range(2)]
-    ids = torch.tensor(random_prompts([7, 7]))
-    padding = torch.tensor([0, 3])
-    columns = torch.arange(9)
-
-    def arguments(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = (columns[start:stop] - padding[:, None]).clamp(0)
-        causal = columns[:stop] <= columns[start:stop, None]
-        is_visible = (columns[:stop] >= padding[:, None])[:, None, None]
-        return positions, is_visible & causal | (columns[:stop] == columns[start:stop, None])
-
+    ids = torch.tensor(random_prompts([9, 9]))
+    lengths = torch.tensor([7, 4])
+    both = [
+        each.prefill(ids[:, :7], cache, lengths - 1)
+        for each, cache in zip(models, caches, strict=True)
+    ]
     # int8 products round activations to bf16, in the two models at other places.
     tolerance = 0.1 if quantized else 2e-5
-    for start, stop in ((0, 7), (7, 8), (8, 9)):
-        positions, mask = arguments(start, stop)
-        if start == 0:
-            both = [
-                each.prefill(ids, cache, positions, mask)
-                for each, cache in zip((fast, plain), caches, strict=True)
-            ]
-        else:
-            both = [
-                each.decode_step(ids[:, stop - 7], cache, positions[:, 0], mask)
-                for each, cache in zip((fast, plain), caches, strict=True)
-            ]
+    torch.testing.assert_close(*both, rtol=tolerance, atol=tolerance)
+    for step in range(2):
+        positions = lengths + step
+        mask = (torch.arange(8 + step) <= positions[:, None])[:, None, None]
+        for cache in caches:
+            cache.columns = positions
+        both = [
+            each.decode_step(ids[:, 7 + step], cache, positions, mask)
+            for each, cache in zip(models, caches, strict=True)
+        ]
         torch.testing.assert_close(*both, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(
         caches[0].values, caches[1].values, rtol=5 * tolerance, atol=5 * tolerance
     )
+
+
+@BOTH
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prefill_in_chunks_matches_one_pass(
+    shape: str, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents chunks that do not see the past, or see the future, and states of another chunk."""
+    model = random_llama(**SHAPES[shape])
+    inference, ids = build(model), torch.tensor(random_prompts([40, 40]))
+    last = torch.tensor([17, 39])
+    with torch.no_grad():
+        expected = model.model(ids)[[0, 1], last]
+    # 7 positions of both rows at once: 17 and 39 are in the middle and at the end of chunks.
+    monkeypatch.setattr("model.decode.prefill_chunks.CHUNK_POSITIONS", 14)
+    cache = KVCache(model.config, 2, 40, CPU, torch.float32)
+    hidden = inference.prefill(ids, cache, last)
+    assert cache.length == 40
+    torch.testing.assert_close(hidden, expected, rtol=2e-5, atol=2e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", SHAPES)
+def test_narrow_cache_changes_states_by_its_rounding_alone(shape: str, build: Any) -> None:
+    """Prevents a cache in bf16 that is not narrow, or a step that reads it as another type.
+
+    The last steps write to columns of their own, as rows of different lengths do.
+    """
+    model = random_llama(**SHAPES[shape])
+    model.kv_cache_dtype = torch.bfloat16
+    inference, ids = build(model), torch.tensor(random_prompts([40, 40]))
+    with torch.no_grad():
+        expected = model.model(ids)[:, 30:]
+    cache = model.new_cache(2, 40)
+    assert cache.storage.dtype == torch.bfloat16
+    hidden = [inference.prefill(ids[:, :31], cache)]
+    for index in range(31, 40):
+        positions, mask = torch.tensor([index, index]), None
+        if index > 35:
+            cache.columns = positions
+            mask = (torch.arange(index + 1) <= positions[:, None])[:, None, None]
+        hidden.append(inference.decode_step(ids[:, index], cache, positions, mask))
+    error = (torch.stack(hidden, 1) - expected).abs().max()
+    assert 1e-4 < error < 0.1
+    single = model.new_cache(1, 40)
+    inference.prefill(ids[:1, :31], single)
+    extended = inference.extend(ids[0, 31:], single)
+    torch.testing.assert_close(extended, expected[0, 1:], rtol=0.1, atol=0.1)
 
 
 @pytest.mark.slow
@@ -147,17 +189,6 @@ def test_config_fields_unknown_to_the_fast_path_fall_back() -> None:
     assert [answer.ids for answer in answers] == [
         greedy_without_cache(model, prompt, 10) for prompt in prompts
     ]
-
-
-@BOTH
-def test_several_positions_behind_a_filled_cache_need_a_mask(build: Any) -> None:
-    """Prevents positions that attend to their own future, because the mask is misaligned."""
-    model = random_llama()
-    cache = KVCache(model.config, 1, 10, CPU, torch.float32)
-    inference = build(model)
-    inference.prefill(torch.tensor([[1, 2, 3]]), cache)
-    with pytest.raises(ValueError, match="need a mask"):
-        inference.prefill(torch.tensor([[4, 5]]), cache)
 
 
 def test_inference_model_is_rebuilt_when_weights_change() -> None:

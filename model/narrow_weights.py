@@ -79,7 +79,8 @@ class NarrowWeights:
     @torch.no_grad()
     def __enter__(self) -> None:
         if not self._copies:
-            self._copies = [layer.weight.bfloat16() for layer in self._layers]
+            # Detached: a weight that is bf16 already is no copy, and a module has a parameter once.
+            self._copies = [layer.weight.detach().bfloat16() for layer in self._layers]
         for layer, copy in zip(self._layers, self._copies, strict=True):
             if layer.weight.requires_grad:
                 copy.copy_(layer.weight)

@@ -74,3 +74,12 @@ def test_only_bf16_under_autocast_on_a_cpu_is_narrow(dtype: torch.dtype) -> None
     with torch.autocast("cpu", dtype):
         assert computes_narrow(x) == (dtype == torch.bfloat16)
         assert not computes_narrow(x.to("meta"))
+
+
+def test_weights_that_are_narrow_already_are_used_as_they_are() -> None:
+    """Prevents an error in the first step beside a base of 4 bits, whose head is bf16."""
+    layer = NarrowableLinear(48, 48, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    with NarrowWeights(layer):
+        assert layer.narrow_weight is not None
+        assert layer.narrow_weight.data_ptr() == layer.weight.data_ptr()
+    assert layer.narrow_weight is None

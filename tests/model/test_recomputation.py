@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import recomputation
+from model.attention import blocks
+from model.attention.segments import Segment, Segments
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, adapter_tensors, attach_adapter, seed_dropout
@@ -58,7 +60,7 @@ def compute_gradients(
     model: Llama,
     checkpointing: Checkpointing | None,
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | Segments | None = None,
     loss_path: LossPath = "full",
     precision: Precision = "fp32",
 ) -> list[Tensor]:
@@ -148,6 +150,29 @@ def test_attention_is_computed_once_if_its_result_is_kept(choice: Checkpointing)
     name = "flash_attention_for_cpu"
     num_forward = counter.count(name) - counter.count(f"{name}_backward")
     assert num_forward == CONFIG.num_hidden_layers * (1 if choice.keeps_attention else 2)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_strips_of_packed_rows_are_computed_once_if_kept(
+    choice: Checkpointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catch attention of packed rows that forgets to keep its result, and costs twice."""
+    items = [Segment(row, *ends) for row in range(ROWS) for ends in ((0, 25), (25, LENGTH))]
+    segments = Segments(tuple(items), ROWS, LENGTH)
+    model = build_model()
+    expected = compute_gradients(model, None, mask=segments)
+    calls: list[int] = []
+    original = blocks._parts
+
+    def count(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(blocks, "_parts", count)
+    gradients = compute_gradients(model, choice, mask=segments)
+    assert all(map(torch.equal, gradients, expected))
+    # A backward pass, and one or two forward passes.
+    assert len(calls) == CONFIG.num_hidden_layers * (2 if choice.keeps_attention else 3)
 
 
 def test_tiles_are_never_wide_as_a_row_nor_computed_three_times(

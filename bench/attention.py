@@ -48,8 +48,12 @@ def main() -> None:
     mask = (number[:, None] == number).tril()
 
     def torch_attention(mask: Tensor | None) -> Callable[..., Tensor]:
-        return lambda *qkv: F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in qkv), attn_mask=mask, is_causal=mask is None
+        return lambda q, k, v: F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
         ).transpose(1, 2)
 
     variants: dict[str, Callable[..., Tensor]] = {

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.llama import Llama
+from model.narrow_weights import NarrowableLinear
 
 # Up to this many rows of activations the CPU kernel that unpacks int8 inside the matmul is faster.
 # For more it is faster to unpack the matrix once and use the ordinary matmul.
@@ -30,11 +31,13 @@ _INT8_MAX = 127
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether a module is a bias-free `nn.Linear` whose forward is not overridden.
 
-    The weight of such a module is the whole function, which is not so for LoRA and int8 layers.
+    The weight of such a module is the whole function, which is not so for LoRA and int8 layers. In
+    training a `NarrowableLinear` may compute in bf16; without autocast it is a plain layer.
     """
+    plain_forwards = (nn.Linear.forward, NarrowableLinear.forward)
     return (
         isinstance(module, nn.Linear)
-        and type(module).forward is nn.Linear.forward
+        and type(module).forward in plain_forwards
         and module.bias is None
     )
 

@@ -116,4 +116,5 @@ def _attend_variable_length(q: Tensor, k: Tensor, v: Tensor, offsets: Offsets) -
         window_size=(-1, 0),
         enable_gqa=q.shape[2] != k.shape[2],
     )
+    assert isinstance(out, Tensor)  # and not with what `return_aux` would add
     return out.view(q.shape)

@@ -57,7 +57,7 @@ class AttentionFunction(torch.autograd.Function):
                 part.load(*inputs)
                 for strip in part.layout.query_strips:
                     strip.attend(has_small_scores)
-                part.store(*results, has_small_scores)
+                part.store(has_small_scores, *results)
             return out, log_sums
 
         out, log_sums = keep_attention(attend)
@@ -351,7 +351,7 @@ class _Part(NamedTuple):
                 if stop < keys.shape[1]:
                     keys[:, stop:] = 0
 
-    def store(self, out: Tensor, log_sums: Tensor, has_small_scores: bool) -> None:
+    def store(self, has_small_scores: bool, out: Tensor, log_sums: Tensor) -> None:
         """Copy the results of the forward pass out of the buffers."""
         layout = self.layout
         self._store_queries(layout.out, out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.attention.segments import Segment, Segments
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, seed_dropout
@@ -139,22 +140,24 @@ def test_packed_conversations_train_as_if_alone(num_kv_heads: int) -> None:
     ids = torch.randint(199, (2, 64), generator=generator)
     targets = torch.randint(199, (2, 64), generator=generator)
     positions = torch.zeros(2, 64, dtype=torch.int64)
-    segments = torch.zeros(2, 64, dtype=torch.int64)  # 0: padding
+    is_used = torch.zeros(2, 64, dtype=torch.bool)
+    items = []
     loss_alone = torch.zeros(())
     logits_alone = []
     for row, sizes in enumerate(lengths):
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        for segment, (start, size) in enumerate(zip(starts, sizes, strict=True), start=1):
+        for start, size in zip(starts, sizes, strict=True):
             columns = slice(start, start + size)
             positions[row, columns] = torch.arange(size)
-            segments[row, columns] = segment
+            is_used[row, columns] = True
+            items.append(Segment(row, start, start + size))
             logits_alone.append(model(ids[row : row + 1, columns]).squeeze(0))
             loss_alone = loss_alone + model(ids[row : row + 1, columns], targets[row, columns])
     gradients_alone = torch.autograd.grad(loss_alone, list(model.parameters()))
-    mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril().unsqueeze(1)
-    target_positions = segments.flatten().nonzero().squeeze(1)
+    mask = Segments(tuple(items), 2, 64)
+    target_positions = is_used.flatten().nonzero().squeeze(1)
     packed_targets = targets.flatten()[target_positions]
-    packing = {"positions": positions, "mask": mask}
+    packing: dict[str, Any] = {"positions": positions, "mask": mask}
     logits = model(ids, **packing).flatten(0, 1)[target_positions]
     torch.testing.assert_close(logits, torch.cat(logits_alone), rtol=1e-4, atol=1e-4)
     loss = model(ids, packed_targets, target_positions=target_positions, **packing)
@@ -183,7 +186,8 @@ def test_gradient_checkpointing_changes_no_gradient(has_adapter: bool) -> None:
     ids = torch.randint(199, (2, 40), generator=torch.Generator().manual_seed(0))
     # Two texts in a row: the second does not see the first, and its positions begin at 0.
     text = torch.arange(40) // 25
-    mask = (text[:, None] == text) & torch.ones(40, 40, dtype=torch.bool).tril()
+    items = [Segment(row, *bounds) for row in (0, 1) for bounds in ((0, 25), (25, 40))]
+    mask = Segments(tuple(items), 2, 40)
     positions = torch.arange(40) - 25 * text
     gradients, num_forward = [], []
     for is_on in (False, True):
@@ -197,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient(has_adapter: bool) -> None:
         calls: list[int] = []
         model.model.layers[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         seed_dropout(model, [5, 6])
-        model.train()(ids, ids.roll(-1, 1), positions=positions, mask=mask[None, None]).backward()
+        model.train()(ids, ids.roll(-1, 1), positions=positions, mask=mask).backward()
         gradients.append([tensor.grad for tensor in model.parameters() if tensor.requires_grad])
         num_forward.append(len(calls))
         model.eval()(ids)

@@ -16,7 +16,8 @@ from common.errors import UserError
 from model.config import LlamaConfig
 
 _GGML_TYPE_F32 = 0  # of the enum `ggml_type` in llama.cpp's ggml.h
-WeightPrecision = Literal["fp32", "bf16", "int8"]
+# Of the weights; `kv-bf16` is fp32 with keys and values in bf16.
+WeightPrecision = Literal["fp32", "kv-bf16", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
         quantize_int8(model)
     elif task.precision == "bf16":
         model.bfloat16()
+    elif task.precision == "kv-bf16":
+        model.kv_cache_dtype = torch.bfloat16
 
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:

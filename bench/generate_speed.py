@@ -20,22 +20,24 @@ from common.files import write_json
 from common.machine import collect_environment, peak_memory_bytes
 from model.config import LlamaConfig, config_from_preset
 
-MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
+# Positions for prompts of any length; the speed does not depend on their number.
+MODEL_CONFIG = config_from_preset(
+    "babyllama-43m", vocab_size=65_000, max_position_embeddings=131_072
+)
 TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
 WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
-BATCH_SIZES = (1, 16, 64)
-BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
-# An entrant is what one process measures: a contender, the precision of its weights, and the batch
-# sizes that it decodes.
-ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
-    ("transformers", "fp32", BATCH_SIZES),
-    ("transformers", "bf16", BATCH_SIZES),
-    ("llama-cpp", "fp32", (1,)),
-    ("llama-cpp", "int8", (1,)),
-    ("babyllama", "fp32", BATCH_SIZES),
-    ("babyllama", "bf16", BATCH_SIZES),
-    ("babyllama", "int8", BATCH_SIZES),
+BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "kv-bf16": 4, "bf16": 2, "int8": 1}
+# An entrant is what one process measures: a contender and the precision of its weights.
+ENTRANTS: list[tuple[str, WeightPrecision]] = [
+    ("transformers", "fp32"),
+    ("transformers", "bf16"),
+    ("llama-cpp", "fp32"),
+    ("llama-cpp", "int8"),
+    ("babyllama", "fp32"),
+    ("babyllama", "kv-bf16"),
+    ("babyllama", "bf16"),
+    ("babyllama", "int8"),
 ]
 
 
@@ -102,22 +104,23 @@ def measure_bandwidth() -> float:
     return values.numel() * values.element_size() / fastest_seconds
 
 
-def run_round(
-    entrant: int, folder: Path, threads: int, prompt_length: int, num_new_tokens: int
-) -> list[Measurement]:
+def run_round(options: GenerateSpeedOptions, entrant: int) -> list[Measurement]:
     """Measure ENTRANTS[entrant] in this process, and return a measurement per batch size."""
     import torch
 
+    threads, folder = options.threads, options.task_folder
     torch.set_num_threads(threads)
-    name, precision, batch_sizes = ENTRANTS[entrant]
+    name, precision = ENTRANTS[entrant]
+    # llama.cpp decodes one prompt here.
+    batch_sizes = options.rows if name != "llama-cpp" else [1] if 1 in options.rows else []
     decode = DECODERS[name](
         DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads)
     )
     timings = []
     for batch in batch_sizes:
-        prompts = make_prompts(batch, prompt_length)
+        prompts = make_prompts(batch, options.prompt)
         decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
-        timings.append((batch, prompts, decode(prompts, num_new_tokens)))
+        timings.append((batch, prompts, decode(prompts, options.new)))
     # The peak is read first, because the measurement of the bandwidth allocates 512 MiB.
     peak_bytes = peak_memory_bytes()
     bandwidth = measure_bandwidth()
@@ -171,7 +174,7 @@ def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: Ll
     """
     num_head_weights = config.hidden_size * config.vocab_size
     num_layer_weights = config.num_matmul_parameters - num_head_weights
-    has_int8_head = contender == "babyllama" and precision == "fp32"
+    has_int8_head = contender == "babyllama" and precision in ("fp32", "kv-bf16")
     head_precision: WeightPrecision = "int8" if has_int8_head else precision
     return (
         num_layer_weights * BYTES_PER_WEIGHT[precision]
@@ -186,7 +189,7 @@ def cache_bytes_per_step(measurement: Measurement, config: LlamaConfig) -> float
     """
     num_positions = measurement.prompt_tokens + measurement.batch * len(measurement.ids[0]) / 2
     num_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return num_positions * num_values * (2 if measurement.precision == "bf16" else 4)
+    return num_positions * num_values * (4 if measurement.precision in ("fp32", "int8") else 2)
 
 
 def changed_share(ids: list[list[int]], fp32_ids: list[list[int]]) -> float:
@@ -264,11 +267,11 @@ def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]
     )
     print("ids in fp32 are the same for all")
     print(
-        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
+        f"{'':29}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
         f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}{'changed ids':>13}"
     )
     for row in rows:
-        label = f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows"
+        label = f"{row['contender']:13}{row['precision']:8}{row['batch']:3} rows"
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
         changed = "-" if row["changed"] is None else f"{row['changed']:.1%}"
@@ -311,13 +314,7 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
     generate different ids (`check_equal_ids`).
     """
     if options.only_entrant is not None:
-        measurements = run_round(
-            options.only_entrant,
-            options.task_folder,
-            options.threads,
-            options.prompt,
-            options.new,
-        )
+        measurements = run_round(options, options.only_entrant)
         print(json.dumps([asdict(measurement) for measurement in measurements]))
         return
     # Imported here because only the parent process writes the weights.
@@ -327,7 +324,8 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
 
     entrants = resolve_entrants(options.contenders)
     shared_arguments = [
-        f"--{name}={getattr(options, name)}" for name in ("threads", "prompt", "new")
+        *(f"--{name}={getattr(options, name)}" for name in ("threads", "prompt", "new")),
+        f"--rows={','.join(map(str, options.rows))}",
     ]
     with tempfile.TemporaryDirectory() as folder:
         model = Llama(MODEL_CONFIG).init_weights(SEED)

@@ -53,6 +53,9 @@ class GenerateSpeedOptions(RoundOptions):
 
     prompt: int = Field(64, ge=1, description="tokens of the longest prompt")
     new: int = Field(256, ge=2, description="new tokens of each prompt")
+    rows: Annotated[tuple[int, ...], CommaSeparated] = Field(
+        (1, 16, 64), description="prompts that are decoded together, separated by commas"
+    )
     contenders: Annotated[tuple[str, ...], CommaSeparated] = Field(
         tuple(DECODERS), description="some of these, separated by commas"
     )

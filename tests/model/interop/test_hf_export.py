@@ -203,7 +203,7 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
-    """Prevents the scores of another step, of narrower numbers or of a baseline beside the weights."""
+    """Prevents the scores of another step, of narrower numbers or of a baseline beside them."""
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
     step_folder = locate.resolve_checkpoint(run)

@@ -35,7 +35,8 @@ $(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABL
 
 help:
 	@echo "make pretrain [DATA=sample|wikipedia|zhihu|PATH] [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--key value\"]"
-	@echo "                    train a Llama from scratch, or continue from a BASE; run it again to resume"
+	@echo "                    train a Llama from scratch, or continue from a BASE; run it again to resume; a BASE of short texts"
+	@echo "                    learns long ones: ARGS=\"--sequence_length 4096 --batch_tokens 4096 --model.rope_scaling yarn\""
 	@echo "make sft DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
 	@echo "                    fine-tune on csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or"
 	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"

@@ -13,7 +13,7 @@ from common.files import write_atomic
 from data.readers.encoding import describe_encoding, is_utf8
 
 # The fields of a line that name the model (see `evaluate.load_model.LoadedCheckpoint`).
-MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
+MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str, "kv_cache": str}
 
 
 def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -164,8 +164,10 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
         if file.stem == run_layout.BEFORE_AFTER_NAME:
             continue
         values = read_json(file)
-        # A result with `weights` was measured with quantized weights, which are not exported.
-        if isinstance(values, dict) and values.get("step") == step and "weights" not in values:
+        if not isinstance(values, dict) or values.get("step") != step:
+            continue
+        # Measured with quantized weights or a narrower KV cache: not what is exported.
+        if "weights" not in values and "kv_cache" not in values:
             del values["step"]
             values.pop("made", None)  # command, versions, machine
             scores |= {

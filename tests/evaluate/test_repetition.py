@@ -168,8 +168,8 @@ def test_checkpoint_is_prompted_with_source_questions(
         ([{"step": 7}, {}], {}),
         ([{"step": True}] * 2, {}),
         (
-            [{"checkpoint": "runs/a", "step": 7, "weights": "int8"}] * 2,
-            {"checkpoint": "runs/a", "step": 7, "weights": "int8"},
+            [{"checkpoint": "runs/a", "step": 7, "weights": "int8", "kv_cache": "bf16"}] * 2,
+            {"checkpoint": "runs/a", "step": 7, "weights": "int8", "kv_cache": "bf16"},
         ),
     ],
 )
@@ -190,9 +190,8 @@ def test_predictions_file_step_is_common_to_all_lines(
     )
     run_command(command, "--score", file, "--json", out)
     figures = json.loads(out.read_text(encoding="utf-8"))
-    assert {
-        key: value for key, value in figures.items() if key in ("checkpoint", "step", "weights")
-    } == recorded
+    fields = ("checkpoint", "step", "weights", "kv_cache")
+    assert {key: value for key, value in figures.items() if key in fields} == recorded
     assert ("does not say which model answered" in capsys.readouterr().out) is not bool(recorded)
 
 

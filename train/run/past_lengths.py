@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from train.options import PretrainOptions, SftOptions
 from train.run.model_config import read_base_config
 from train.run.spec import RunSpec, TrainingPlan
 
@@ -42,7 +43,7 @@ def advise_on_long_rows(spec: RunSpec, plan: TrainingPlan) -> list[str]:
     if plan.example_lengths is not None:
         # Positions begin again with every example of a row.
         length, what = int(plan.example_lengths.max(initial=0)), "the longest example has"
-    if length > trained_length and not _has_longer_context(spec):
+    if length > trained_length and not _extends_context(spec):
         remedy = "--model.rope_scaling yarn prepares it for them"
         if spec.command not in ("pretrain", "sft"):
             remedy = "extend it first, with make pretrain and --model.rope_scaling yarn"
@@ -68,7 +69,8 @@ def _trained_length(spec: RunSpec) -> int:
     return read_base_config(spec.base)[1]
 
 
-def _has_longer_context(spec: RunSpec) -> bool:
-    """Return whether the run has more positions than its base."""
-    base_config, _ = read_base_config(spec.base)
-    return spec.model_config.max_position_embeddings > base_config.max_position_embeddings
+def _extends_context(spec: RunSpec) -> bool:
+    """Return whether the options say what becomes of the positions of longer rows."""
+    options = spec.options
+    has_model = isinstance(options, PretrainOptions | SftOptions)
+    return has_model and options.model.rope_scaling is not None

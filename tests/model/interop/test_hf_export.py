@@ -203,7 +203,7 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
-    """Prevents the scores of another step, of int8 weights or of a baseline beside the weights."""
+    """Prevents the scores of another step, of narrower numbers or of a baseline beside them."""
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
     step_folder = locate.resolve_checkpoint(run)
@@ -211,6 +211,7 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
         "same_step": {"step": 12, "good": 1},
         "later_step": {"step": 24, "later": 2},
         "quantized": {"step": 12, "weights": "int8", "int8_score": 3},
+        "narrow": {"step": 12, "kv_cache": "bf16", "narrow_score": 3},
         "baseline": {"data_fingerprint": "x", "trigram_loss": 4.0625},
     }.items():
         write_json(run / f"results/{name}.json", values)
@@ -225,7 +226,7 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
         export_hf(source, run / "exports/hf")
         card = (run / "exports/hf/README.md").read_text(encoding="utf-8")
         assert "| same_step good | 1 |" in card and "| steps | 12 |" in card
-        others = ("later", "int8", "trigram", "9.5", "jump", "step 24", "muon")
+        others = ("later", "int8", "narrow", "trigram", "9.5", "jump", "step 24", "muon")
         assert [word for word in others if word in card] == []
         assert "| optimizer | adamw |" in card and "| lora.rank | 4 |" in card
     export_hf(run / "exports/hf", tmp_path / "again")

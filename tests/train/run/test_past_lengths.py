@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from common.files import write_json
-from model.config import LlamaConfig
-from tests.helpers.training import TINY_SHAPE, build_spec
+from tests.helpers.training import build_spec
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.past_lengths import advise_on_long_rows, describe_pasts, share_behind
 from train.run.spec import RunSpec, TrainingPlan
@@ -115,12 +114,12 @@ def test_advice_names_short_documents_and_short_bases(
         assert line.startswith(start) and line.endswith("(docs/long-context.md)")
 
 
-def test_extended_run_is_not_told_to_extend(tmp_path: Path, shard_set: Path) -> None:
-    """Prevents the advice to do what the run does."""
-    longer = LlamaConfig(
-        5000,
-        num_key_value_heads=4,
-        **{**TINY_SHAPE, "max_position_embeddings": 1 << 17},
-    )
-    spec = build_case(tmp_path, shard_set, 4096, 512, model_config=longer)
+@pytest.mark.parametrize("rope_scaling", ["yarn", "none"])
+def test_extended_run_is_not_told_to_extend(
+    tmp_path: Path, shard_set: Path, rope_scaling: str
+) -> None:
+    """Prevents the advice to do what the run does, also where the base has positions to spare."""
+    spec = build_case(tmp_path, shard_set, 4096, 512)
+    model = spec.options.model.model_copy(update={"rope_scaling": rope_scaling})
+    spec = replace(spec, options=spec.options.model_copy(update={"model": model}))
     assert advise_on_long_rows(spec, build_plan()) == []

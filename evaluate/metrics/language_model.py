@@ -80,11 +80,21 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
 
     `characters`[V] is the number of characters of each id.
     """
-    # Without `positions`, `mask` and `cache`: positions count up, and attention is causal.
-    hidden = model.model(ids, None, None, None).flatten(0, 1)
+    hidden = read_text(model, ids).flatten(0, 1)
     flat_targets = targets.flatten()
     is_scored = flat_targets >= 0
     return _score_hidden(model, hidden[is_scored], flat_targets[is_scored], characters)
+
+
+def read_text(model: Llama, ids: Tensor) -> Tensor:
+    """Return the final hidden states of ids[B, T], [B, T, D].
+
+    Keys and values have the number format that they have in the KV cache of the model.
+    """
+    cache = None if model.kv_cache_dtype is None else model.new_cache(*ids.shape)
+    # Without `positions` and `mask`: positions count up, and attention is causal.
+    hidden: Tensor = model.model(ids, None, None, cache)
+    return hidden
 
 
 def _score_hidden(model: Llama, hidden: Tensor, targets: Tensor, characters: Tensor) -> LMScore:

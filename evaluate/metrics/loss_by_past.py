@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evaluate.metrics.language_model import read_text
 from model.llama import Llama
 from model.loss import score_tokens
 
@@ -90,7 +91,7 @@ def _score(
     for start in range(0, len(windows), num_rows):
         ids = torch.from_numpy(windows[start : start + num_rows]).to(device)
         # Without `positions`, `mask` and `cache`: positions count up, and attention is causal.
-        hidden = model.model(ids[:, :-1], None, None, None)[:, -num_targets:]
+        hidden = read_text(model, ids[:, :-1])[:, -num_targets:]
         targets = ids[:, -num_targets:].flatten()
         losses, _ = score_tokens(hidden.flatten(0, 1), model.lm_head.weight, targets)
         scores.append(losses.double().view(len(ids), num_targets).cpu().numpy())

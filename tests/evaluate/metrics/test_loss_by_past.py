@@ -29,6 +29,16 @@ def test_losses_are_those_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(seen) == 3 * (45 + 6 + 13)
 
 
+def test_losses_are_those_with_a_narrow_cache() -> None:
+    """Prevents a stated cost of a cache in bf16 that was measured without one."""
+    model = random_llama()
+    windows = np.random.default_rng(0).integers(300, size=(2, 45))
+    wide, _ = score_by_past(model, windows, (8, 40), 5)
+    model.kv_cache_dtype = torch.bfloat16
+    narrow, _ = score_by_past(model, windows, (8, 40), 5)
+    assert 0 < np.abs(narrow - wide).max() < 0.02
+
+
 def test_every_document_gives_a_window_before_one_gives_two() -> None:
     """Prevents windows of the longest document alone, and windows that overlap."""
     documents = [np.arange(0, 100), np.arange(1000, 1009), np.arange(2000, 2025)]

@@ -58,10 +58,10 @@ def parse_derived_name(name: str) -> DerivedName | None:
 
 
 def _label_argument(argument: str) -> str:
-    """Return an argument as a part of a file name, which is shorter than a path may be."""
-    if len(argument) > _MAX_LABEL_CHARACTERS:
-        return hashlib.sha256(argument.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-    return re.sub(r"[^\w.]+", "-", argument)
+    """Return an argument as a part of a file name: as it is, or what stands for a path."""
+    if len(argument) <= _MAX_LABEL_CHARACTERS and re.fullmatch(r"[\w.]*", argument):
+        return argument
+    return hashlib.sha256(argument.encode("utf-8", "surrogateescape")).hexdigest()[:6]
 
 
 def _split_source(inner: str) -> tuple[str, tuple[str, ...]]:

@@ -5,7 +5,9 @@ tokenizer's fingerprint>`, and is one like any other. Its manifest has the deriv
 fingerprint of its source; it is reused while both are the same, and replaced otherwise.
 """
 
+import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +52,7 @@ def derive_if_outdated(name: DerivedName, resolve_source: Callable[[str], Path])
             f"{name}: {name.source} holds {source.kind.name}, and {derivation.usage} is for "
             f"{derivation.source_kind.name}"
         )
-    out = PREPARED_FOLDER / name.label(source.folder.resolve().name)
+    out = PREPARED_FOLDER / name.label(_label_source(source.folder.resolve()))
     derived = {
         "name": name.derivation,
         "arguments": arguments,
@@ -67,6 +69,14 @@ def derive_if_outdated(name: DerivedName, resolve_source: Callable[[str], Path])
             remove_temporary_files(PREPARED_FOLDER, f".{out.name}.????????.*")
             _write(out, str(name), source, derivation, derived)
     return out
+
+
+def _label_source(folder: Path) -> str:
+    """Return what tells the shard set of a source from all others, for the name of a folder."""
+    if folder.parent == PREPARED_FOLDER.resolve():
+        return folder.name
+    # Folders elsewhere may have equal names.
+    return f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]}"
 
 
 def _is_current(out: Path, derived: dict[str, Any]) -> bool:

@@ -16,6 +16,11 @@ def test_name_has_a_derivation_a_source_and_arguments() -> None:
     # Paths may be longer than the name of a file: each is six digits then.
     name = DerivedName("titles", "zhihu", tuple(f"/data/{'测试' * 60}/{n}.tsv" for n in range(5)))
     assert len(name.label("zhihu-b38becd1").encode()) < 80
+    # Different arguments are different names.
+    names = [
+        DerivedName("titles", "a", arguments) for arguments in (("b/c",), ("b-c",), ("b", "c"))
+    ]
+    assert len({name.label("a") for name in names}) == 3
     for plain in (
         "wikipedia",
         "csl:0.5",

@@ -72,5 +72,6 @@ def _trained_length(spec: RunSpec) -> int:
 def _extends_context(spec: RunSpec) -> bool:
     """Return whether the options say what becomes of the positions of longer rows."""
     options = spec.options
-    has_model = isinstance(options, PretrainOptions | SftOptions)
-    return has_model and options.model.rope_scaling is not None
+    if not isinstance(options, PretrainOptions | SftOptions):
+        return False
+    return options.model.rope_scaling is not None

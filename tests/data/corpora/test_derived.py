@@ -1,6 +1,7 @@
 """Derived shard sets, made of real ones through the names of --data."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_long_documents_are_those_of_the_source_in_their_splits(
     line = capsys.readouterr().out
     assert line.startswith(f"long({corpus},300): {num_kept} documents of 60 records, ")
     assert f"{read_json(source / MANIFEST)['report']['tokens']:,}" in line
+
+
+@pytest.mark.slow
+def test_sources_of_one_name_in_different_folders_have_sets_of_their_own(corpus: str) -> None:
+    """Prevents a mixture of two sets that reads the second one twice, and the first one never."""
+    for name in ("a/books", "b/books"):
+        shutil.copytree(resolve_shard_set(corpus, SMALL_TOKENIZER), name)
+    folders = [resolve_shard_set(f"long({name},300)") for name in ("a/books", "b/books")]
+    assert folders[0] != folders[1]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 from common.files import write_json
 from tests.helpers.training import build_spec
+from train.options import PretrainOptions
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.past_lengths import advise_on_long_rows, describe_pasts, share_behind
 from train.run.spec import RunSpec, TrainingPlan
@@ -120,6 +121,7 @@ def test_extended_run_is_not_told_to_extend(
 ) -> None:
     """Prevents the advice to do what the run does, also where the base has positions to spare."""
     spec = build_case(tmp_path, shard_set, 4096, 512)
+    assert isinstance(spec.options, PretrainOptions)
     model = spec.options.model.model_copy(update={"rope_scaling": rope_scaling})
     spec = replace(spec, options=spec.options.model_copy(update={"model": model}))
     assert advise_on_long_rows(spec, build_plan()) == []

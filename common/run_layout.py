@@ -14,6 +14,7 @@ runs/NAME/
     start.json          rewards of the base, of a run on rewards
     checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
     failed/             checkpoints/ of a run that diverged: its state then
+    decoding.json       how summaries are decoded, chosen on the dev split
     samples.md          text that the model wrote during training
     tensorboard/        event files
     results/            figures of the evaluation commands; before-after.json: beside the base
@@ -37,6 +38,7 @@ START_SCORES_FILE = "start.json"
 CHECKPOINTS_DIR = "checkpoints"
 BEST_LINK = "best"
 FAILED_DIR = "failed"
+DECODING_FILE = "decoding.json"
 SAMPLES_FILE = "samples.md"
 TENSORBOARD_DIR = "tensorboard"
 RESULTS_DIR = "results"

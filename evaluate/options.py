@@ -1,11 +1,12 @@
 """Options of the evaluation commands."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from common.options import CliPositionalArg, CliVariadicArg, Device, Options, OutputFile
+from evaluate.decoding.settings import Decoding
 
 _CHECKPOINT_HELP = "a run, one of its steps, or an exported folder"
 # The source with all gold answers of each question (`data.sources.squad`).
@@ -111,6 +112,24 @@ class MergeOptions(Options):
     )
 
 
+class AverageOptions(Options):
+    """Options of `python -m evaluate.average`."""
+
+    checkpoint: Path = Field(description="a run that keeps several checkpoints")
+    last: CliVariadicArg[tuple[Annotated[int, Field(ge=2)], ...]] = Field(
+        (2, 3), min_length=1, description="how many of the newest checkpoints to average"
+    )
+    device: Device = Field("auto", description="where to compute; auto: on a GPU if there is one")
+    limit: int = Field(
+        1000, ge=1, description="measure only this many records at the start of each dev split"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="longest answer in tokens")
+    batch: int = Field(16, ge=1, description="number of answers that are decoded together")
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures to this file"
+    )
+
+
 class AnswerOptions(MeasureOptions):
     """Options of the commands that let a checkpoint answer."""
 
@@ -121,7 +140,7 @@ class AnswerOptions(MeasureOptions):
     )
 
 
-class RougeOptions(AnswerOptions):
+class RougeOptions(AnswerOptions, Decoding):
     """Options of `python -m evaluate.rouge`."""
 
     baseline: Literal["first20", "first_sentence", "best_sentence"] | None = Field(
@@ -134,17 +153,10 @@ class RougeOptions(AnswerOptions):
         "published scores of the source do: csl lower, lcsts kept; for --score the case that the "
         "file names, else lower)",
     )
-    beams: int = Field(1, ge=1, description="width of the beam search; 1 is greedy")
-    length_penalty: float = Field(
-        1.0, description="a beam's score is its log-probability / length ** this"
-    )
-    repetition_penalty: float = Field(
-        1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: off"
-    )
-    no_repeat_ngram: int = Field(
-        0,
-        ge=0,
-        description="no sequence of this many tokens repeats in an answer; 0: no limit",
+    run_decoding: bool = Field(
+        True,
+        description="decode as python -m evaluate.decoding chose for the run, unless an option of "
+        "decoding is given or --dialogue; false: do not",
     )
     dialogue: bool = Field(
         False,
@@ -157,6 +169,11 @@ class RougeOptions(AnswerOptions):
         description="with --dialogue: ask for at most this many records with every phrasing "
         f"(default: {DIALOGUE_PHRASING_RECORDS})",
     )
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return the decoding setting of the options, without that of the run."""
+        return Decoding(**self.model_dump(include=set(Decoding.model_fields)))
 
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""

@@ -15,6 +15,7 @@ from common.files import atomic_folder, read_json, write_json
 from common.run_layout import list_steps, step_folder
 from model.chat_template.template import Template
 from model.checkpoint import weights
+from model.checkpoint.single_checkpoint import CHECKPOINT_FORMAT
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train import distributed
@@ -22,8 +23,6 @@ from train.optimizer import Optimizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-# The format in the manifest of a checkpoint.
-CHECKPOINT_FORMAT = "babyllama-checkpoint-1"
 Optimizers = dict[str, Optimizer]
 
 

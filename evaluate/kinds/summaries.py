@@ -18,6 +18,8 @@ from data.batching.summary_prompts import (
 from data.kinds import summaries
 from data.records import Conversation, Record, Summary, Turn
 from data.sources.base import LetterCase
+from evaluate.decoding.consensus import choose_consensus
+from evaluate.decoding.settings import GREEDY, Decoding
 from evaluate.kinds.base import Commands, KindEvaluation
 from evaluate.kinds.question_sets import Measure, QuestionSet
 from evaluate.load_model import LoadedCheckpoint
@@ -25,9 +27,11 @@ from evaluate.metrics.baselines import first_sentence
 from evaluate.metrics.rouge import ROUGE_VARIANTS, compute_rouge
 from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
-from model.decode.batch_generate import generate_batch
+from model.decode.batch_generate import DecodedAnswer, generate_batch
 from model.decode.generate import max_prompt_tokens
-from model.decode.logits_processors import LogitsProcessor
+from model.decode.logits_processors import build_logits_processors
+from model.decode.sample_batch import derive_seed, sample_batch
+from model.decode.sampling import Sampling
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -218,16 +222,16 @@ def answer_title_questions(
     questions: Sequence[TitleQuestion],
     *,
     max_new_tokens: int,
-    beams: int = 1,
-    length_penalty: float = 1.0,
-    processors: Sequence[LogitsProcessor] = (),
+    decoding: Decoding = GREEDY,
+    case: LetterCase = "lower",
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[ModelAnswer]:
     """Return the whole answer to each question, with the lead-in that it begins with, if any.
 
     The end of an article is cut off if the prompt and an answer of `max_new_tokens` would not fit
-    the context. `batch` answers are decoded together. `on_progress` is called with the number of
+    the context. `batch` answers are decoded together, each sample counted. `case` is the letter
+    case in which samples are compared with each other. `on_progress` is called with the number of
     answers that are done since the last call. Raises UserError if a request does not fit even
     without an article.
     """
@@ -255,16 +259,34 @@ def answer_title_questions(
             )
         prompts.append(prompt)
         is_truncated.append(is_article_truncated)
-    decoded = generate_batch(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        num_beams=beams,
-        length_penalty=length_penalty,
-        processors=processors,
-        batch_size=batch,
-        on_progress=on_progress,
-    )
+    if decoding.samples > 1:
+        decoded = _sample_consensus(
+            model,
+            tokenizer,
+            template,
+            questions,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
+            case=case,
+            batch=batch,
+        )
+        if on_progress:
+            on_progress(len(questions))
+    else:
+        decoded = generate_batch(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            num_beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            processors=build_logits_processors(
+                repetition_penalty=decoding.repetition_penalty,
+                no_repeat_ngram=decoding.no_repeat_ngram,
+            ),
+            batch_size=batch,
+            on_progress=on_progress,
+        )
     return [
         ModelAnswer(
             tokenizer.decode([*lead_in_ids, *answer.ids]),
@@ -274,6 +296,46 @@ def answer_title_questions(
         )
         for answer, lead_in_ids, is_cut in zip(decoded, lead_ins, is_truncated, strict=True)
     ]
+
+
+def _sample_consensus(
+    model: Llama,
+    tokenizer: Tokenizer,
+    template: Template,
+    questions: Sequence[TitleQuestion],
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    decoding: Decoding,
+    case: LetterCase,
+    batch: int,
+) -> list[DecodedAnswer]:
+    """Draw answers to each question, and return the consensus of each, see `decoding.consensus`.
+
+    Samples are compared without lead-in. They follow from the model, the setting and the question
+    alone. The arguments are those of `answer_title_questions`.
+    """
+    numbers = range(decoding.samples)
+    seeds = [
+        [derive_seed(decoding.sample_seed, repr(question), number) for number in numbers]
+        for question in questions
+    ]
+    sampling = Sampling(
+        temperature=decoding.temperature,
+        repetition_penalty=decoding.repetition_penalty,
+        no_repeat_ngram=decoding.no_repeat_ngram,
+    )
+    groups = sample_batch(
+        model, prompts, seeds, sampling, max_new_tokens=max_new_tokens, batch_size=batch
+    )
+    chosen = []
+    for question, samples in zip(questions, groups, strict=True):
+        texts = [
+            EVALUATION.strip_answer(template, question.lead_in + tokenizer.decode(sample.ids))
+            for sample in samples
+        ]
+        chosen.append(samples[choose_consensus(texts, case)])
+    return chosen
 
 
 EVALUATION = SummaryEvaluation()

@@ -13,6 +13,8 @@ from data.records import Summary
 from data.shards import load_run_shard_set
 from data.sources import find_source
 from data.sources.base import LetterCase
+from evaluate.decoding.settings import GREEDY, Decoding
+from evaluate.decoding.stored import read_run_decoding
 from evaluate.input_records import read_usable_records
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion, answer_title_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
@@ -28,7 +30,6 @@ from evaluate.options import RougeOptions
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
-from model.decode.logits_processors import build_logits_processors
 
 # Number of examples with the lowest scores, and of those with the highest, that are printed.
 NUM_EXAMPLES_SHOWN = 3
@@ -84,51 +85,69 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     device = resolve_device(options.device)
     articles, data_label, case = read_articles(options, options.limit)
     loaded = load_checkpoint(options.checkpoint, options, device)
-    provenance = {**loaded.provenance, "decoding": describe_decoding(options)}
-    results = open_partial_results(options, loaded)
-    rows = _generate_summaries(options, loaded, articles, results)
+    decoding = _resolve_decoding(options)
+    length = options.max_new_tokens
+    provenance = {**loaded.provenance, "decoding": describe_decoding(decoding, length)}
+    answers = answer_resumably(
+        loaded,
+        [TitleQuestion(record.article) for record in articles],
+        open_partial_results(
+            options.json_file or options.predictions, loaded, decoding, case, length
+        ),
+        decoding=decoding,
+        case=case,
+        max_new_tokens=length,
+        batch=options.batch,
+    )
+    rows = _prediction_rows(loaded, articles, answers)
     run_label = f"{options.checkpoint} on {data_label}"
     return _score_rows(run_label, rows, case, provenance, device)
 
 
-def describe_decoding(options: RougeOptions) -> str:
-    """Return the decoding options of a checkpoint in words, for the output and results files."""
-    search = "greedy"
-    if options.beams > 1:
-        search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
-    if options.repetition_penalty != 1:
-        search += f", repetition penalty {options.repetition_penalty:g}"
-    if options.no_repeat_ngram:
-        search += f", no repeated {options.no_repeat_ngram}-grams"
-    return f"{search}, at most {options.max_new_tokens} tokens"
+def _resolve_decoding(options: RougeOptions) -> Decoding:
+    """Return the decoding setting of the options or, if they have none, that of the run."""
+    if not options.run_decoding or options.decoding != GREEDY:
+        return options.decoding
+    assert options.checkpoint is not None
+    chosen = read_run_decoding(options.checkpoint)
+    if chosen is None:
+        return GREEDY
+    print(f"decoding as chosen for {options.checkpoint} on its dev split: {chosen.describe()}")
+    return chosen
 
 
-def open_partial_results(options: RougeOptions, loaded: LoadedCheckpoint) -> PartialResults:
-    """Open the answers of an interrupted call; see `evaluate.partial_results`."""
-    decoding = options.model_dump(
-        include={
-            "max_new_tokens",
-            "beams",
-            "length_penalty",
-            "repetition_penalty",
-            "no_repeat_ngram",
-        }
-    )
-    return partial_results(
-        options.json_file or options.predictions, {**loaded.identity, **decoding}
-    )
+def describe_decoding(decoding: Decoding, max_new_tokens: int) -> str:
+    """Return the decoding of a checkpoint in words, for the output and results files."""
+    return f"{decoding.describe()}, at most {max_new_tokens} tokens"
+
+
+def open_partial_results(
+    output: Path | None,
+    loaded: LoadedCheckpoint,
+    decoding: Decoding,
+    case: LetterCase,
+    max_new_tokens: int,
+) -> PartialResults:
+    """Open the answers of an interrupted call that writes `output`; see `partial_results`."""
+    settings = {**decoding.model_dump(), "case": case, "max_new_tokens": max_new_tokens}
+    return partial_results(output, {**loaded.identity, **settings})
 
 
 def answer_resumably(
-    options: RougeOptions,
     loaded: LoadedCheckpoint,
     questions: Sequence[TitleQuestion],
     results: PartialResults,
+    *,
+    name: str = "summarizing",
+    decoding: Decoding,
+    case: LetterCase,
+    max_new_tokens: int,
+    batch: int,
 ) -> list[ModelAnswer]:
-    """Return the whole answer to each question, in the decoding of the options."""
-    processors = build_logits_processors(
-        repetition_penalty=options.repetition_penalty, no_repeat_ngram=options.no_repeat_ngram
-    )
+    """Return the whole answer to each question, see `answer_title_questions`.
+
+    `name` tells these answers from others in the same `results`, and is shown in the progress bar.
+    """
 
     def answer_chunk(chunk: Sequence[TitleQuestion]) -> list[dict[str, Any]]:
         answers = answer_title_questions(
@@ -136,18 +155,15 @@ def answer_resumably(
             loaded.tokenizer,
             loaded.template,
             chunk,
-            max_new_tokens=options.max_new_tokens,
-            beams=options.beams,
-            length_penalty=options.length_penalty,
-            processors=processors,
-            batch=options.batch,
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
+            case=case,
+            batch=batch,
         )
         return [asdict(answer) for answer in answers]
 
     # Several batches in a chunk, so that prompts of about the same length are decoded together.
-    rows = results.compute(
-        "summarizing", questions, answer_chunk, unit="answers", chunk_size=8 * options.batch
-    )
+    rows = results.compute(name, questions, answer_chunk, unit="answers", chunk_size=8 * batch)
     return [ModelAnswer(**row) for row in rows]
 
 
@@ -189,15 +205,10 @@ def read_articles(
     return articles, f"{' '.join(inputs)} ({source})", case
 
 
-def _generate_summaries(
-    options: RougeOptions,
-    loaded: LoadedCheckpoint,
-    articles: list[Summary],
-    results: PartialResults,
+def _prediction_rows(
+    loaded: LoadedCheckpoint, articles: Sequence[Summary], answers: Sequence[ModelAnswer]
 ) -> list[Row]:
     """Return the lines of the predictions file, without scores."""
-    questions = [TitleQuestion(record.article) for record in articles]
-    answers = answer_resumably(options, loaded, questions, results)
     return [
         {
             "input": record.article,

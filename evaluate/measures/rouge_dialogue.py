@@ -103,9 +103,21 @@ def evaluate_dialogue(options: RougeOptions) -> EvalResult:
     num_phrasing_records = options.phrasing_records or DIALOGUE_PHRASING_RECORDS
     phrasings = build_phrasings(articles[:num_phrasing_records])
     asked = [*conditions, *phrasings]
-    results = open_partial_results(options, loaded)
-    questions = [question for condition in asked for question in condition.questions]
-    answers = answer_resumably(options, loaded, questions, results)
+    answers = answer_resumably(
+        loaded,
+        [question for condition in asked for question in condition.questions],
+        open_partial_results(
+            options.json_file or options.predictions,
+            loaded,
+            options.decoding,
+            case,
+            options.max_new_tokens,
+        ),
+        decoding=options.decoding,
+        case=case,
+        max_new_tokens=options.max_new_tokens,
+        batch=options.batch,
+    )
     rows = _score_answers(asked, records, answers, loaded.template, case)
     scores = _split_by_condition(rows, asked)
     metrics = _compute_metrics(
@@ -114,7 +126,7 @@ def evaluate_dialogue(options: RougeOptions) -> EvalResult:
     )
     metrics["trivial"] = _score_trivial_methods(records, case, scores[0])
     run_label = f"{options.checkpoint} on {data_label}"
-    decoding = describe_decoding(options)
+    decoding = describe_decoding(options.decoding, options.max_new_tokens)
     headline = (
         f"{run_label}: {len(records):,} records under {len(conditions)} conditions, the first "
         f"{len(phrasings[0].questions):,} by each of {len(phrasings)} phrasings; "

@@ -101,8 +101,8 @@ def training_command(fingerprints: dict[str, Any]) -> str:
 def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     """Return the steps that `run` has left to train after its checkpoint `folder`.
 
-    Returns None if it is complete or stopped early, if it was imported (its checkpoint does not
-    record a number of steps), or if `run` is not a run.
+    Returns None if it is complete or stopped early, if it was imported or averaged (its checkpoint
+    is the last step), or if `run` is not a run.
     """
     if not (run / RUN_FILE).is_file() or (run / EARLY_STOP_FILE).is_file():
         return None

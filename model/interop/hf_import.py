@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from common import run_layout
 from common.errors import UserError
-from common.files import atomic_folder, read_json, read_limited, write_checksummed_json
+from common.files import read_json, read_limited
 from common.machine import collect_environment
 from model.chat_template.from_jinja import UnsupportedTemplateError, infer_template
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.chat_template.to_jinja import PRETRAINED_COMMENT, build_jinja_template
 from model.checkpoint import locate, weights
+from model.checkpoint.single_checkpoint import write_single_checkpoint_run
 from model.config import LlamaConfig
 from model.interop.hf_export import is_export
 from model.llama import Llama
@@ -230,12 +230,4 @@ def _write_run(
             "model": model.config.to_hf(),
         },
     }
-    with atomic_folder(run) as run_folder:
-        step_folder = run_layout.step_folder(run_folder, 0)
-        manifest = {"format": "babyllama-checkpoint-1", "step": 0}
-        with atomic_folder(step_folder, manifest) as checkpoint_folder:
-            weights.save_checkpoint(model, tokenizer, checkpoint_folder)
-            # Without the file, the default template is used.
-            if template is not None:
-                template.save(checkpoint_folder)
-        write_checksummed_json(run_folder / run_layout.RUN_FILE, run_info)
+    write_single_checkpoint_run(run, run_info, 0, model, tokenizer, template)

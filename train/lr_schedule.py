@@ -9,6 +9,14 @@ import math
 from train.options import ScheduleOptions
 
 
+def first_decay_step(options: ScheduleOptions, max_steps: int) -> int:
+    """Return the first step of a falling learning rate; `max_steps` if it never falls."""
+    warmup_steps = math.ceil(options.warmup * max_steps)
+    if options.name == "cosine":
+        return warmup_steps
+    return max(warmup_steps, math.floor(max_steps - options.decay * max_steps))
+
+
 def get_lr_multiplier(options: ScheduleOptions, step: int, max_steps: int) -> float:
     """Return the multiplier of the peak learning rate, in (0, 1], at `step` (0 … max_steps - 1).
 

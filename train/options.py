@@ -169,6 +169,20 @@ class EvaluationOptions(Options):
     )
 
 
+class CurriculumOptions(Options):
+    """Options of the group `curriculum` of pretraining: tasks that come in towards the end."""
+
+    data: Mixture | None = Field(
+        None,
+        description="text to mix in while the learning rate falls, the more the lower it is, such "
+        "as titles_as_text(wikipedia)+pseudo_summaries_as_text(wikipedia):0.5; before that, and in "
+        "the other rows, there is --data alone (docs/training.md)",
+    )
+    share: float = Field(
+        0.5, gt=0, le=1, description="its share of the tokens at the end; it grows from 0"
+    )
+
+
 class TrainOptions(Options):
     """Options that all training commands share."""
 
@@ -342,6 +356,7 @@ class PretrainOptions(TokenBatchOptions):
         gt=0,
         description="optimizer steps of the whole run, fixed from its start",
     )
+    curriculum: CurriculumOptions = CurriculumOptions()
     model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
@@ -354,6 +369,17 @@ class PretrainOptions(TokenBatchOptions):
     def longest_answer(self) -> int:
         """See `TrainOptions`."""
         return self.evaluation.sample_tokens
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        never_decays = self.schedule.name == "wsd" and self.schedule.decay == 0
+        if self.curriculum.data is not None and never_decays:
+            lines.append(
+                "--curriculum.data: comes in while the learning rate falls, and --schedule.decay 0 "
+                "keeps it: raise that"
+            )
+        return lines
 
 
 # A rate of fine-tuning, or "auto".

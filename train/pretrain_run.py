@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.batching.collate import TextBatchLoader
+from data.batching.curriculum import CurriculumPlan, Ramp
 from data.batching.text_rows import Mixture, TextPlan
 from data.corpora.resolver import replaced_corpus_name
 from data.kinds import preferences
@@ -16,6 +17,7 @@ from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.cli import default_run_folder
+from train.lr_schedule import first_decay_step
 from train.objective import CrossEntropy
 from train.options import PretrainOptions
 from train.pretrain_eval import TextEvaluator
@@ -29,25 +31,38 @@ from train.run.summary import MAX_USEFUL_EPOCHS
 
 @dataclass(frozen=True)
 class TextData:
-    """Text of one or more sets, cut into rows. It implements `train.run.spec.TrainingData`."""
+    """Text of one or more sets, cut into rows. It implements `train.run.spec.TrainingData`.
+
+    `tasks` are the sets of --curriculum.data, which are text, too.
+    """
 
     options: PretrainOptions
-    sets: tuple[MixtureSet, ...]
+    text: tuple[MixtureSet, ...]
+    tasks: tuple[MixtureSet, ...] = ()
 
     @property
-    def tokens_per_epoch(self) -> int:
-        """Tokens of an epoch; the mean over epochs if a weight is fractional."""
-        return int(
-            sum(
-                mixture_set.weight * mixture_set.shards.load_text("train").num_tokens
-                for mixture_set in self.sets
-            )
-        )
+    def sets(self) -> tuple[MixtureSet, ...]:
+        """The sets of --data, then those of --curriculum.data."""
+        return self.text + self.tasks
 
     @property
     def epochs(self) -> float:
-        """Number of epochs of the whole run, usually not a whole number."""
-        return self.options.max_steps * self.options.batch_tokens / self.tokens_per_epoch
+        """Number of epochs of --data in the whole run, usually not a whole number."""
+        tokens = self.options.max_steps * self.options.batch_tokens - self.task_tokens
+        return tokens / tokens_per_epoch(self.text)
+
+    @property
+    def task_epochs(self) -> float:
+        """Number of epochs of --curriculum.data in the whole run."""
+        return self.task_tokens / tokens_per_epoch(self.tasks) if self.tasks else 0.0
+
+    @property
+    def task_tokens(self) -> int:
+        """Number of tokens of the whole run that are of --curriculum.data."""
+        options = self.options
+        if not self.tasks:
+            return 0
+        return self._ramp.rows_before(options.max_steps) * options.sequence_length
 
     @property
     def validation_splits(self) -> list[Sequences]:
@@ -57,31 +72,70 @@ class TextData:
     def plan(self, folder: Path) -> TrainingPlan:
         """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
-        splits = tuple(mixture_set.shards.load_text("train") for mixture_set in self.sets)
-        mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in self.sets))
-        row_plan = TextPlan(
-            mixture, seed=options.seed, length=options.sequence_length, folder=folder
-        )
+        row_plan: TextPlan | CurriculumPlan
+        text_plan = row_plan = self._plan_text(self.text, folder)
+        if self.tasks:
+            task_plan = self._plan_text(self.tasks, folder / "curriculum")
+            row_plan = CurriculumPlan(text_plan, task_plan, self._ramp)
         batches = TextBatchLoader(
             row_plan,
             options.rows_per_step,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        num_tokens = options.max_steps * options.batch_tokens
-        num_held_out = sum(split.num_tokens for split in self.validation_splits)
-        description = (
-            f"{options.data}: {self.tokens_per_epoch:,} tokens an epoch, {num_held_out:,} held "
-            f"out; {num_tokens:,} to train on ({self.epochs:.2f} epochs)"
-        )
         return TrainingPlan(
             batches,
             options.max_steps,
-            self.epochs,
-            num_tokens,
-            description,
-            document_parts=row_plan.document_parts(epoch=0),
+            max(self.epochs, self.task_epochs),
+            options.max_steps * options.batch_tokens,
+            self._describe(),
+            document_parts=text_plan.document_parts(epoch=0),
         )
+
+    @property
+    def _ramp(self) -> Ramp:
+        """How many rows of each step are of --curriculum.data."""
+        options = self.options
+        return Ramp(
+            options.rows_per_step,
+            start=first_decay_step(options.schedule, options.max_steps),
+            stop=options.max_steps,
+            share=options.curriculum.share,
+        )
+
+    def _plan_text(self, sets: tuple[MixtureSet, ...], folder: Path) -> TextPlan:
+        """Return the rows of some sets; epoch plans are stored in `folder`."""
+        splits = tuple(mixture_set.shards.load_text("train") for mixture_set in sets)
+        mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in sets))
+        options = self.options
+        return TextPlan(mixture, seed=options.seed, length=options.sequence_length, folder=folder)
+
+    def _describe(self) -> str:
+        """Return the line of the summary about the data."""
+        options = self.options
+        num_held_out = sum(split.num_tokens for split in self.validation_splits)
+        num_tokens = options.max_steps * options.batch_tokens
+        line = (
+            f"{options.data}: {tokens_per_epoch(self.text):,} tokens an epoch, {num_held_out:,} "
+            f"held out; {num_tokens:,} to train on ({self.epochs:.2f} epochs)"
+        )
+        if not self.tasks:
+            return line
+        return (
+            f"{line}; of these {self.task_tokens:,} of {options.curriculum.data} "
+            f"({self.task_epochs:.2f} epochs): from step {self._ramp.start + 1:,} on, from 0% to "
+            f"{options.curriculum.share:.0%} at the end"
+        )
+
+
+def tokens_per_epoch(sets: tuple[MixtureSet, ...]) -> int:
+    """Return the training tokens of an epoch; the mean over epochs if a weight is fractional."""
+    return int(
+        sum(
+            mixture_set.weight * mixture_set.shards.load_text("train").num_tokens
+            for mixture_set in sets
+        )
+    )
 
 
 def pretrain(options: PretrainOptions) -> int:
@@ -103,9 +157,14 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
     # Without a base, a resumed run looks up its data with the options of a new run. If the name in
     # --data stands for other data now, the comparison with run.json reports it.
     data_tokenizer = base.tokenizer_path if base.folder else options.tokenizer
-    data = TextData(options, _open_text_sets(options, data_tokenizer))
-    if data.tokens_per_epoch < 2:
-        raise UserError(f"--data {options.data}: there is no text to train on")
+    curriculum = options.curriculum
+    tasks: tuple[MixtureSet, ...] = ()
+    text = _open_text_sets("--data", options.data, data_tokenizer)
+    if curriculum.data is not None:
+        tasks = _open_text_sets(
+            "--curriculum.data", curriculum.data, data_tokenizer, curriculum.share
+        )
+    data = TextData(options, text, tasks)
     _check_substituted_sets(data)
     tokenizer = _load_shared_tokenizer(data)
     # Keep the chat template of the base, so that one can still chat with the model.
@@ -141,10 +200,13 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
     )
 
 
-def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[MixtureSet, ...]:
-    """Open the shard sets of --data; prepare those that are not prepared yet with `tokenizer`.
+def _open_text_sets(
+    option: str, value: str, tokenizer: Path | None, final_share: float | None = None
+) -> tuple[MixtureSet, ...]:
+    """Open the shard sets that the value of an option names.
 
-    Raises UserError if a set is not text.
+    Those that are not prepared yet are prepared with `tokenizer`. Raises UserError if a set is not
+    text, or if there are fewer than the two tokens that make a target.
     """
 
     def open_set(_index: int, name: str) -> ShardSet:
@@ -155,11 +217,14 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
             if shards.kind is preferences.KIND:
                 advice = f"learn from it with python -m train.dpo --data {data}"
             raise UserError(
-                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: {advice}"
+                f"{option} {name}: holds {shards.kind.name}, not text to pretrain on: {advice}"
             )
         return shards
 
-    return open_mixture(options.data, open_set)
+    sets = open_mixture(value, open_set, final_share)
+    if tokens_per_epoch(sets) < 2:
+        raise UserError(f"{option} {value}: there is no text to train on")
+    return sets
 
 
 def _load_shared_tokenizer(data: TextData) -> Tokenizer:

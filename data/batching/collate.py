@@ -3,21 +3,28 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.batching.epoch_plan import EpochPlan
+from data.batching.curriculum import CurriculumPlan
 from data.batching.examples import Example
 from data.batching.packed_rows import PackedPlan
 from data.batching.text_rows import TextPlan
 from model.attention.segments import Segment, Segments
 from model.llama import Llama
 
-PlanT = TypeVar("PlanT", bound=EpochPlan)
+PlanT = TypeVar("PlanT", bound="RowPlan")
 BatchT = TypeVar("BatchT", bound="Batch")
+
+
+class RowPlan(Protocol):
+    """What a loader of any batches needs of a plan."""
+
+    def epochs_completed(self, num_rows: int) -> float:
+        """Return how many epochs the first `num_rows` rows make."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
         return 0, 0.0
 
 
-class TextBatchLoader(BatchLoader[TextPlan]):
+class TextBatchLoader(BatchLoader[TextPlan | CurriculumPlan]):
     """Rows of text with a loss on every position."""
 
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:

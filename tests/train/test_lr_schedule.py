@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.lr_schedule import ScheduleOptions, get_lr_multiplier
+from train.lr_schedule import ScheduleOptions, first_decay_step, get_lr_multiplier
 
 
 @pytest.mark.parametrize("name", ["wsd", "cosine"])
@@ -28,3 +28,25 @@ def test_degenerate_schedules_keep_a_positive_rate() -> None:
     assert get_lr_multiplier(constant, 99, 100) == 1.0
     one_step = ScheduleOptions(name="wsd", warmup=0.0, decay=1.0, final=0.1)
     assert get_lr_multiplier(one_step, 0, 1) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "decay", "max_steps"),
+    [
+        ("wsd", 0.02, 0.7, 470),
+        ("wsd", 0.1, 0.9, 7),
+        ("wsd", 0.0, 0.01, 30),
+        ("wsd", 0.0, 0.0, 30),
+        ("cosine", 0.05, 0.7, 90),
+    ],
+)
+def test_first_decay_step_is_the_first_with_a_lower_rate(
+    name: str, warmup: float, decay: float, max_steps: int
+) -> None:
+    """Prevents a curriculum that begins before the rate falls, or after."""
+    options = ScheduleOptions.model_validate({"name": name, "warmup": warmup, "decay": decay})
+    rates = [get_lr_multiplier(options, step, max_steps) for step in range(max_steps)]
+    peak = max(range(max_steps), key=rates.__getitem__)
+    falling = [step for step in range(peak, max_steps) if rates[step] < 1.0]
+    expected = falling[0] if falling else max_steps
+    assert first_decay_step(options, max_steps) == expected

@@ -22,6 +22,9 @@ class MixtureSet:
     name: str  # as in --data
     shards: ShardSet
     weight: float  # how often an epoch has each sequence, on average
+    # For tasks that come in while the learning rate falls: the share that all of them together have
+    # of the rows at the end of the run.
+    final_share: float | None = None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -29,17 +32,28 @@ class MixtureSet:
 
         Run directories store this object, so its keys must not be renamed.
         """
-        return {"set": self.shards.fingerprint, "weight": self.weight}
+        fingerprint = {"set": self.shards.fingerprint, "weight": self.weight}
+        if self.final_share is not None:
+            fingerprint["final_share"] = self.final_share
+        return fingerprint
 
 
-def open_mixture(data: str, open_set: Callable[[int, str], ShardSet]) -> tuple[MixtureSet, ...]:
-    """Return the sets that `data` names; `open_set` opens one by its index and its name."""
+def open_mixture(
+    data: str, open_set: Callable[[int, str], ShardSet], final_share: float | None = None
+) -> tuple[MixtureSet, ...]:
+    """Return the sets that `data` names; `open_set` opens one by its index and its name.
+
+    `final_share` is that of `MixtureSet`.
+    """
     names, weights = parse_mixture(data)
     # The main process prepares what is missing, and the other ranks then open it.
     shard_sets = distributed.main_process_first(
         lambda: [open_set(index, name) for index, name in enumerate(names)]
     )
-    return tuple(map(MixtureSet, names, shard_sets, weights))
+    return tuple(
+        MixtureSet(name, shards, weight, final_share)
+        for name, shards, weight in zip(names, shard_sets, weights, strict=True)
+    )
 
 
 def open_named_set(name: str, tokenizer: Path | None) -> ShardSet:

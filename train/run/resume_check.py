@@ -56,5 +56,6 @@ def _format_data(record: dict[str, Any]) -> str:
         if path.is_relative_to(Path.cwd()):
             path = path.relative_to(Path.cwd())
         weight = "" if entry["weight"] == 1 else f":{entry['weight']:g}"
-        sets.append(f"{path}{weight} (content {_format_value(entry['set'])})")
+        share = f", curriculum to {entry['final_share']:g}" if "final_share" in entry else ""
+        sets.append(f"{path}{weight} (content {_format_value(entry['set'])}{share})")
     return " + ".join(sets) or "none"

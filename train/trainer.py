@@ -40,7 +40,6 @@ from train.stop_signals import StopRequest
 
 # A run ends with an error after this many steps in a row without a finite loss and gradient.
 MAX_CONSECUTIVE_SKIPS = 5
-# The state of a diverged run is stored here, where a resumed run does not take it for a checkpoint.
 
 
 @dataclass

@@ -15,6 +15,8 @@ from model.attention.segments import Offsets, Segments, whole_rows
 # in bf16 or with heads that are not smaller (docs/training.md).
 _MIN_STRIPS_LENGTH = 512
 _MIN_STRIPS_HEAD_DIM = 64
+# FlashAttention's kernels for GPUs take heads up to this size, a multiple of 8.
+_MAX_KERNEL_HEAD_DIM = 256
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
@@ -27,8 +29,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
     dtype = q.dtype
     q = q.to(k.dtype)
     if isinstance(mask, Segments):
-        has_kernel = q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0
-        if mask.offsets is not None and has_kernel:
+        if mask.offsets is not None and _has_variable_length_kernel(q):
             return _attend_variable_length(q, k, v, mask.offsets)
         return _attend_in_strips(q, k, v, mask)
     length = q.shape[1]
@@ -80,6 +81,12 @@ def _are_strips_faster(q: Tensor) -> bool:
         return False
     has_slow_kernel = q.dtype == torch.bfloat16 or q.shape[3] >= _MIN_STRIPS_HEAD_DIM
     return has_slow_kernel and q.shape[1] >= _MIN_STRIPS_LENGTH
+
+
+def _has_variable_length_kernel(q: Tensor) -> bool:
+    """Return whether FlashAttention takes q[B, T, H, d], on a GPU that runs it."""
+    is_narrow = q.dtype in (torch.bfloat16, torch.float16)
+    return is_narrow and q.shape[3] % 8 == 0 and q.shape[3] <= _MAX_KERNEL_HEAD_DIM
 
 
 def _attend_in_strips(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

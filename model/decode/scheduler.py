@@ -22,7 +22,7 @@ from model.decode.sampling import Sampling
 from model.llama import Llama
 
 # While more answers wait than places are free, a prefill waits until this share of the places is:
-# short prompts are processed faster together.
+# short prompts are processed faster together. Not where each answer has somebody who reads it.
 _PREFILL_SHARE = 1 / 8
 
 
@@ -92,7 +92,8 @@ class Scheduler(Generic[Answer]):
     def __init__(self, model: Llama, *, max_rows: int, answers_at_once: bool = False) -> None:
         """Decode with the weights that `model` has when the first of the running answers starts.
 
-        With `answers_at_once` every step of a GPU is waited for, as a server needs that streams.
+        With `answers_at_once` every free place is taken at once and every step of a GPU is waited
+        for, as a server needs that streams.
         """
         self.max_rows = max_rows
         self.waiting: deque[Answer] = deque()
@@ -102,6 +103,8 @@ class Scheduler(Generic[Answer]):
         self._batch: InferenceBatch | None = None
         device = model.model.norm.weight.device
         self._sync_interval = 1 if answers_at_once else host_sync_interval(device)
+        # A prefill of fewer answers waits, unless no more of them wait.
+        self._min_new = 1 if answers_at_once else max(1, int(max_rows * _PREFILL_SHARE))
         # Hidden states[D] of the ends of the prompts that running answers share, by id(prompt).
         self._prompt_ends: dict[int, Tensor] = {}
 
@@ -153,7 +156,7 @@ class Scheduler(Generic[Answer]):
         Returns those that ended.
         """
         num_new = min(self.max_rows - len(self.running), len(self.waiting))
-        if num_new < min(len(self.waiting), max(1, int(self.max_rows * _PREFILL_SHARE))):
+        if num_new < min(len(self.waiting), self._min_new):
             return []
         candidates = [self.waiting.popleft() for _ in range(num_new)]
         ended = [answer for answer in candidates if answer.is_finished]

@@ -68,6 +68,16 @@ def test_offsets_mean_what_segments_mean(
         torch.testing.assert_close(value[own], expected[own])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"), [(torch.float32, 8), (torch.bfloat16, 12), (torch.bfloat16, 264)]
+)
+def test_what_the_kernel_of_gpus_refuses_goes_by_strips(dtype: torch.dtype, head_dim: int) -> None:
+    """Prevents a run on a GPU that ends in an error of FlashAttention, as for heads of 264."""
+    q, k, v, _ = (x.to(dtype) for x in random_inputs(PACKED, 2, 1, head_dim))
+    on_gpu = dataclasses.replace(PACKED, offsets=make_offsets(PACKED))
+    torch.testing.assert_close(attend(q, k, v, on_gpu), attend(q, k, v, PACKED))
+
+
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("num_new", [1, 2, 7])
 def test_queries_are_those_of_the_last_keys(kv_heads: int, num_new: int) -> None:

@@ -70,6 +70,20 @@ def test_a_lone_newcomer_does_not_wait_for_others(prefilled: list[int]) -> None:
     assert prefilled == [1, 1, 1]
 
 
+def test_a_server_leaves_no_place_free_while_requests_wait() -> None:
+    """Prevents a request that waits for the end of another answer, beside a free place."""
+    model = random_llama(stop_weight=0.0)
+    scheduler = Scheduler[ScheduledAnswer](model, max_rows=16, answers_at_once=True)
+    answers = [make_answer(model, prompt, 20) for prompt in random_prompts([3] * 17)]
+    for answer in answers[:15]:
+        scheduler.add(answer)
+    scheduler.step()
+    for answer in answers[15:]:
+        scheduler.add(answer)
+    scheduler.step()
+    assert answers[15].ids and not answers[16].ids
+
+
 def test_answers_to_one_prompt_share_its_prefill(prefilled: list[int]) -> None:
     """Prevents a prompt that is processed for each answer, and one that is taken for another."""
     model = random_llama(stop_weight=0.0)

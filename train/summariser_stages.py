@@ -1,7 +1,8 @@
 """The stages of a summariser: ordinary commands, which are printed and skipped once done.
 
 `RUN-recipe/stages.json` has the command of each stage that is done. A stage whose command is the
-same is skipped; any other is run, and refuses by itself what does not fit an existing run.
+same, and whose result is there, is skipped; any other is run, and refuses by itself what does not
+fit an existing run.
 """
 
 import shlex
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import run_layout
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.flat_tables import flatten
@@ -45,6 +47,7 @@ def make_summariser(options: SummariserOptions) -> None:
             *("data.tokenizer", "train", *inputs),
             *("--vocabulary", str(options.vocabulary), "--out", str(tokenizer)),
         ],
+        result=tokenizer,
     )
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
@@ -54,11 +57,15 @@ def make_summariser(options: SummariserOptions) -> None:
     pretrain["curriculum.data"] = options.tasks or (
         f"titles_as_text({options.text})+pseudo_summaries_as_text({options.text})"
     )
-    stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)])
+    stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
     sft = _to_arguments(options.sft) | {"base": base, "data": options.data, "run": options.run}
-    stages.run("sft", ["train.sft", *_arguments(sft)])
+    stages.run("sft", ["train.sft", *_arguments(sft)], result=options.run)
     limit = [] if options.limit is None else ["--limit", str(options.limit)]
-    stages.run("evaluate", ["evaluate", "--checkpoint", str(options.run), *limit])
+    stages.run(
+        "evaluate",
+        ["evaluate", "--checkpoint", str(options.run), *limit],
+        result=options.run / f"{run_layout.REPORT_NAME}.md",
+    )
 
 
 class Stages:
@@ -69,14 +76,14 @@ class Stages:
         self._path = path
         self._done: dict[str, Any] = read_json(path) if path.exists() else {}
 
-    def run(self, name: str, command: list[str]) -> None:
-        """Print and run `python -m` with a stage's command, unless it is done.
+    def run(self, name: str, command: list[str], result: Path) -> None:
+        """Print and run `python -m` with a stage's command, unless it is done and `result` exists.
 
         What follows a stage that is run is done no more. Exits with the code of a command that
         fails.
         """
         print(f"\n$ python -m {shlex.join(command)}", flush=True)
-        if self._done.get(name) == command:
+        if self._done.get(name) == command and result.exists():
             print(f"{name}: done", flush=True)
             return
         code = subprocess.run([sys.executable, "-m", *command]).returncode

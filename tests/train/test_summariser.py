@@ -1,6 +1,7 @@
 """The stages of `make summariser`: what is run, skipped and run again, and all of it once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +39,17 @@ def run_stages(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands of the stages, none of which is run; a name in `failing` fails."""
+    """The commands of the stages, none of which is run: their results are empty."""
     called: list[list[str]] = []
 
     def record(command: list[str]) -> subprocess.CompletedProcess[str]:
         called.append(command[2:])
-        run = Path(command[command.index("--run") + 1]) if "--run" in command else None
-        if run is not None and run.name == "speed":
-            run.mkdir(parents=True)
+        if command[2] == "evaluate":
+            Path(value_of(command, "--checkpoint"), "report.md").touch()
+            return subprocess.CompletedProcess(command, 0)
+        run = Path(value_of(command, "--out" if command[2] == "data.tokenizer" else "--run"))
+        run.mkdir(parents=True, exist_ok=True)
+        if run.name == "speed":
             records = [
                 {"kind": "train", "step": step, "tokens_per_second": rate}
                 for step, rate in ((5, 1.0), (10, 990.0), (15, 1000.0), (20, 1200.0))
@@ -79,6 +83,10 @@ def test_stages_that_are_done_are_skipped(
     assert commands == []
     run_stages(monkeypatch, **{"sft.epochs": 3.0})
     assert [command[0] for command in commands] == ["train.sft", "evaluate"]
+    commands.clear()
+    shutil.rmtree("runs/summariser-base")
+    run_stages(monkeypatch, **{"sft.epochs": 3.0})
+    assert [command[0] for command in commands] == ["train.pretrain", "train.sft", "evaluate"]
 
 
 def test_hours_become_steps_once(
@@ -107,6 +115,8 @@ def test_stage_that_fails_ends_the_command(
     def interrupt(command: list[str]) -> subprocess.CompletedProcess[str]:
         commands.append(command[2:])
         is_pretraining = command[2] == "train.pretrain"
+        if not is_pretraining:
+            Path(value_of(command, "--out")).mkdir(parents=True)
         return subprocess.CompletedProcess(command, 130 if is_pretraining else 0)
 
     monkeypatch.setattr(summariser_stages.subprocess, "run", interrupt)

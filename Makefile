@@ -15,6 +15,7 @@ RUN ?=
 CONFIG ?=
 ARGS ?=
 INDEX ?=
+HOURS ?=
 # $(call quoted,NAME) is the value of a variable as one shell word, with a leading ~/ expanded. START marks the beginning
 # of the value, because subst cannot be anchored; the inner subst ends and reopens the quotes around each '.
 START := @start@
@@ -24,13 +25,13 @@ option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 # Without this check a misspelled variable (data=csl) would be ignored, and `make sft` would train on the default data.
 # A nested make (MAKELEVEL above 0) is not checked: it inherits the variables of the outer one.
-VARIABLES := DATA BASE RUN CONFIG INDEX ARGS PYTHON VENV
+VARIABLES := DATA BASE RUN CONFIG INDEX HOURS ARGS PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(firstword $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))))
 $(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABLES); options of a command go into \
 	ARGS="--key value", environment variables before make))
 
-.PHONY: help setup setup-dev data index pretrain sft dpo grpo chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
+.PHONY: help setup setup-dev data index pretrain sft dpo grpo summariser chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,9 @@ help:
 	@echo "                    learn from pairs of a better and a worse answer, from the newest fine-tuned run"
 	@echo "make grpo DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--grpo.rewards exact:1,loops:0.5\"]"
 	@echo "                    learn from rewards that a program computes of the answers of the newest fine-tuned run"
+	@echo "make summariser [CONFIG=configs/laptop.yaml] [HOURS=8] [DATA=csl] [RUN=DIR] [ARGS=\"--text FILE\"]"
+	@echo "                    from raw text and summaries to a scored summariser: tokenizer, pretraining, fine-tuning,"
+	@echo "                    evaluation; what is done is skipped"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest fine-tuned run, or the newest of all if none is (options: make chat ARGS=--help)"
 	@echo "                    INDEX=DIR: each question looks up its own passage in this index"
@@ -92,6 +96,9 @@ dpo: setup
 
 grpo: setup
 	@$(PY) -m train.grpo $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
+
+summariser: setup
+	@$(PY) -m train.summariser $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--hours,HOURS) $(call option,--run,RUN) $(ARGS)
 
 chat: setup
 	@$(PY) -m chat $(call option,--checkpoint,RUN) $(call option,--index,INDEX) $(ARGS)

@@ -116,6 +116,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
         ("sft", ["train.sft"]),
         ("dpo", ["train.dpo"]),
         ("grpo", ["train.grpo"]),
+        ("summariser", ["train.summariser"]),
         ("chat", ["chat"]),
         ("serve", ["chat.serve"]),
         ("evaluate", ["evaluate"]),

@@ -1,32 +1,12 @@
-"""What derivations of summaries from text have in common: none shares a passage with a test set.
+"""Derivations of summaries from text."""
 
-The dev and test files of all known corpora are held out, and so are files that follow the name of
-the source: `titles(wikipedia,csl/test.tsv)`.
-"""
-
-from pathlib import Path
-
-from data.corpora.detect import detect_source
-from data.corpora.held_out import held_out_files
-from data.derivations.base import Arguments, Transformation
+from data.from_text.without_test_passages import WithoutTestPassages
 from data.kinds import documents, summaries
 from data.records import Document
 
 
-class DerivedSummaries(Transformation[Document]):
+class DerivedSummaries(WithoutTestPassages[Document]):
     """Summaries made of text."""
 
     source_kind = documents.KIND
     kind = summaries.KIND
-
-    def parse_arguments(self, arguments: tuple[str, ...]) -> Arguments:
-        """Return the paths of the test files. Raises ValueError if one does not exist."""
-        for path in arguments:
-            if not Path(path).is_file():
-                raise ValueError(f"{path or 'the last argument'} is no file")
-        return {"test_files": list(arguments)}
-
-    def held_out_files(self, arguments: Arguments) -> list[tuple[str, Path]]:
-        """See `Derivation`."""
-        paths = [Path(name) for name in arguments["test_files"]]
-        return held_out_files() + [(detect_source([path]), path) for path in paths]

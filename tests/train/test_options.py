@@ -20,6 +20,7 @@ from model.config import LlamaConfig
 from model.nf4 import num_bytes
 from train.lr_schedule import get_lr_multiplier
 from train.options import DpoOptions, GrpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
+from train.summariser import SummariserOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
 SCHEMAS: dict[str, type[Options]] = {
@@ -29,6 +30,8 @@ SCHEMAS: dict[str, type[Options]] = {
     "grpo": GrpoOptions,
     "qlora": SftOptions,
     "instructions": SftOptions,
+    "laptop": SummariserOptions,
+    "summariser": SummariserOptions,
 }
 
 LLAMA_33B: dict[str, Any] = {

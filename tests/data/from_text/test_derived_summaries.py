@@ -11,7 +11,7 @@ from common.errors import UserError
 from data.batching.summary_prompts import EncodedRequests
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
-from data.kinds import documents
+from data.kinds import conversations, documents
 from data.prepare.contamination import NGRAM_SIZE
 from data.records import Summary
 from data.shards import SPLITS, ShardSet
@@ -145,3 +145,45 @@ def test_text_to_pretrain_on_is_what_fine_tuning_sees() -> None:
         ]
         used.add(rows.index(sequences.tokens(index).tolist()))
     assert len(used) > 20
+
+
+def write_records(path: Path, leaked: str) -> None:
+    """Write 40 records as a table or as conversations; the last one holds a test text."""
+    articles = [article(seed).split("\n\n") for seed in range(NUM_ARTICLES)]
+    articles[-1][1] += leaked
+    if path.suffix == ".tsv":
+        lines = ["标题\t摘要", *(f"{title[2:]}\t{text}" for title, text in articles)]
+    else:
+        records = ({"instruction": text, "output": title[2:]} for title, text in articles)
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("derivation", "name"),
+    [("summaries_as_text", "records.tsv"), ("conversations_as_text", "records.jsonl")],
+)
+def test_records_as_text_are_what_fine_tuning_sees(derivation: str, name: str) -> None:
+    """Prevents text in other ids than those of fine-tuning, or with a test record in it."""
+    write_records(Path(name), leaked=sample_test_texts()[0][20:60])
+    source = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER))
+    text = ShardSet.open(resolve_shard_set(f"{derivation}({name})", SMALL_TOKENIZER))
+    assert text.kind is documents.KIND
+    assert text.manifest["report"]["dropped"] == {"shares a passage with a test set": 1}
+    tokenizer = source.load_tokenizer()
+    expected = set()
+    for stored in map(source.load_records, SPLITS):
+        for index in range(len(stored)):
+            ids, [(start, stop)] = source.kind.encode_one(tokenizer, Template(), stored, index)
+            expected.add(tuple(ids[start:stop][-8:]))
+    sequences = [text.load_text(split) for split in SPLITS]
+    ids = [part.tokens(index).tolist() for part in sequences for index in range(len(part))]
+    assert len(ids) == NUM_ARTICLES - 1
+    if source.kind is conversations.KIND:
+        assert {tuple(row[-8:]) for row in ids} <= expected
+    else:
+        # The span of a title is without <eos>.
+        assert {tuple(row[-9:-1]) for row in ids} <= expected
+    assert {row[0] for row in ids} == {tokenizer.bos_id}
+    assert {row[-1] for row in ids} == {tokenizer.eos_id}

@@ -1,0 +1,153 @@
+"""The stages of `make summariser`: what is run, skipped and run again, and all of it once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from tests.helpers.training import TINY_SHAPE, to_arguments
+from train import summariser, summariser_stages
+
+TINY: dict[str, Any] = {
+    "sequence_length": 128,
+    "batch_tokens": 256,
+    "max_steps": 4,
+    "device": "cpu",
+    "evaluation.every": 4,
+}
+OPTIONS = {
+    "vocabulary": 4300,
+    "limit": 1,
+    **{f"pretrain.{key}": value for key, value in {**TINY, "model": TINY_SHAPE}.items()},
+    "pretrain.evaluation.sample_tokens": 0,
+    **{f"sft.{key}": value for key, value in TINY.items()},
+    "sft.evaluation.examples": 1,
+}
+
+
+def run_stages(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Run `python -m train.summariser` in this process."""
+    monkeypatch.setattr(sys, "argv", ["summariser", *to_arguments({**OPTIONS, **options})])
+    summariser.main()
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of the stages, none of which is run: their results are empty."""
+    called: list[list[str]] = []
+
+    def record(command: list[str]) -> subprocess.CompletedProcess[str]:
+        called.append(command[2:])
+        if command[2] == "evaluate":
+            Path(value_of(command, "--checkpoint"), "report.md").touch()
+            return subprocess.CompletedProcess(command, 0)
+        run = Path(value_of(command, "--out" if command[2] == "data.tokenizer" else "--run"))
+        run.mkdir(parents=True, exist_ok=True)
+        if run.name == "speed":
+            records = [
+                {"kind": "train", "step": step, "tokens_per_second": rate}
+                for step, rate in ((5, 1.0), (10, 990.0), (15, 1000.0), (20, 1200.0))
+            ]
+            lines = (json.dumps(record) + "\n" for record in records)
+            (run / "metrics.jsonl").write_text("".join(lines))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(summariser_stages.subprocess, "run", record)
+    return called
+
+
+def value_of(command: list[str], option: str) -> str:
+    """Return the value of an option in a command."""
+    return command[command.index(option) + 1]
+
+
+def test_stages_that_are_done_are_skipped(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a second night of the same pretraining, and an old score of a new model."""
+    run_stages(monkeypatch)
+    names = [command[0] for command in commands]
+    assert names == ["data.tokenizer", "train.pretrain", "train.sft", "evaluate"]
+    assert value_of(commands[1], "--curriculum.data") == (
+        "titles_as_text(sample)+pseudo_summaries_as_text(sample)"
+    )
+    commands.clear()
+    run_stages(monkeypatch)
+    assert commands == []
+    run_stages(monkeypatch, **{"sft.epochs": 3.0})
+    assert [command[0] for command in commands] == ["train.sft", "evaluate"]
+    commands.clear()
+    shutil.rmtree("runs/summariser-base")
+    run_stages(monkeypatch, **{"sft.epochs": 3.0})
+    assert [command[0] for command in commands] == ["train.pretrain", "train.sft", "evaluate"]
+
+
+def test_hours_become_steps_once(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a night that another measurement makes longer when it goes on, or never ends."""
+    for _ in range(2):
+        run_stages(monkeypatch, hours=0.1, pretraining=0.5)
+    assert [command[0] for command in commands] == [
+        "data.tokenizer",
+        "train.pretrain",
+        "train.pretrain",
+        "train.sft",
+        "evaluate",
+    ]
+    # 0.1 hours * 3,600 s * 0.5 * 1,000 tokens/s (the first steps do not count) / 256 tokens.
+    assert value_of(commands[2], "--max_steps") == str(int(0.1 * 3600 * 0.5 * 1000 / 256))
+    assert not Path("runs/summariser-recipe/speed").exists()
+
+
+def test_stage_that_fails_ends_the_command(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents fine-tuning of a base whose training was interrupted, and a stage marked as done."""
+
+    def interrupt(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command[2:])
+        is_pretraining = command[2] == "train.pretrain"
+        if not is_pretraining:
+            Path(value_of(command, "--out")).mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 130 if is_pretraining else 0)
+
+    monkeypatch.setattr(summariser_stages.subprocess, "run", interrupt)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            run_stages(monkeypatch)
+        assert ended.value.code == 130
+    assert [command[0] for command in commands] == [
+        "data.tokenizer",
+        "train.pretrain",
+        "train.pretrain",
+    ]
+
+
+def test_text_that_does_not_exist_is_refused(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a tokenizer of the sample for a text whose name has a typo."""
+    with pytest.raises(UserError, match=r"--text wiki\.json: no such file"):
+        run_stages(monkeypatch, text="wiki.json")
+    assert commands == []
+
+
+@pytest.mark.slow
+def test_all_stages_run_on_the_sample(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents options that a stage lacks, and a stage that does not find the one before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    run_stages(monkeypatch, hours=0.0005, tasks="titles_as_text(sample)")
+    assert "rouge" in Path("runs/summariser/report.md").read_text(encoding="utf-8").lower()
+    base = yaml.safe_load(Path("runs/summariser-base/config.yaml").read_text(encoding="utf-8"))
+    assert base["curriculum"]["data"] == "titles_as_text(sample)"

@@ -1,0 +1,160 @@
+"""The stages of a summariser: ordinary commands, which are printed and skipped once done.
+
+`RUN-recipe/stages.json` has the command of each stage that is done. A stage whose command is the
+same, and whose result is there, is skipped; any other is run, and refuses by itself what does not
+fit an existing run.
+"""
+
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import run_layout
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.flat_tables import flatten
+from common.metrics_file import read_metrics
+from common.options import default_values
+from train.options import PretrainOptions, SftOptions
+from train.summariser import SummariserOptions
+
+# Steps that measure the speed, and those at their beginning that do not count.
+_SPEED_STEPS = 20
+_LOG_EVERY = 5
+_STAGES_FILE = "stages.json"
+
+
+def make_summariser(options: SummariserOptions) -> None:
+    """Run the stages that are not done yet.
+
+    Raises UserError if the text does not exist. Exits with the code of a stage that fails.
+    """
+    if options.text != "sample" and not Path(options.text).exists():
+        raise UserError(f"--text {options.text}: no such file or folder, and not the sample")
+    recipe = options.run.with_name(f"{options.run.name}-recipe")
+    recipe.mkdir(parents=True, exist_ok=True)
+    stages = Stages(recipe / _STAGES_FILE)
+    tokenizer = recipe / "tokenizer"
+    # Without inputs the command takes those of the sample.
+    inputs = [] if options.text == "sample" else ["--input", options.text]
+    stages.run(
+        "tokenizer",
+        [
+            *("data.tokenizer", "train", *inputs),
+            *("--vocabulary", str(options.vocabulary), "--out", str(tokenizer)),
+        ],
+        result=tokenizer,
+    )
+    base = options.run.with_name(f"{options.run.name}-base")
+    pretrain = _to_arguments(options.pretrain)
+    pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
+    if options.hours is not None:
+        pretrain["max_steps"] = _plan_steps(options, stages, recipe / "speed", pretrain)
+    pretrain["curriculum.data"] = options.tasks or (
+        f"titles_as_text({options.text})+pseudo_summaries_as_text({options.text})"
+    )
+    stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
+    sft = _to_arguments(options.sft) | {"base": base, "data": options.data, "run": options.run}
+    stages.run("sft", ["train.sft", *_arguments(sft)], result=options.run)
+    limit = [] if options.limit is None else ["--limit", str(options.limit)]
+    stages.run(
+        "evaluate",
+        ["evaluate", "--checkpoint", str(options.run), *limit],
+        result=options.run / f"{run_layout.REPORT_NAME}.md",
+    )
+
+
+class Stages:
+    """The commands of the stages that are done, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file if it exists."""
+        self._path = path
+        self._done: dict[str, Any] = read_json(path) if path.exists() else {}
+
+    def run(self, name: str, command: list[str], result: Path) -> None:
+        """Print and run `python -m` with a stage's command, unless it is done and `result` exists.
+
+        What follows a stage that is run is done no more. Exits with the code of a command that
+        fails.
+        """
+        print(f"\n$ python -m {shlex.join(command)}", flush=True)
+        if self._done.get(name) == command and result.exists():
+            print(f"{name}: done", flush=True)
+            return
+        code = subprocess.run([sys.executable, "-m", *command]).returncode
+        if code:
+            # The command has printed its error.
+            sys.exit(code)
+        self._done = {**_before(self._done, name), name: command}
+        write_json(self._path, self._done)
+
+    def measure(self, name: str, run: Path, command: list[str]) -> float:
+        """Return the tokens per second of a short run, which is measured once and then deleted."""
+        if self._done.get(name, {}).get("command") != command:
+            print(f"\n$ python -m {shlex.join(command)}", flush=True)
+            shutil.rmtree(run, ignore_errors=True)
+            code = subprocess.run([sys.executable, "-m", *command]).returncode
+            if code:
+                sys.exit(code)
+            rates = [
+                record["tokens_per_second"]
+                for record in read_metrics(run)
+                if record["kind"] == "train" and record["step"] > _LOG_EVERY
+            ]
+            shutil.rmtree(run)
+            result = {"command": command, "tokens_per_second": statistics.median(rates)}
+            self._done = {**_before(self._done, name), name: result}
+            write_json(self._path, self._done)
+        return float(self._done[name]["tokens_per_second"])
+
+
+def _before(done: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the stages that come before one; their order is that in which they were run."""
+    names = list(done)
+    return {key: done[key] for key in (names[: names.index(name)] if name in done else names)}
+
+
+def _plan_steps(
+    options: SummariserOptions, stages: Stages, run: Path, pretrain: dict[str, Any]
+) -> int:
+    """Return the steps of pretraining that fit the hours, by the speed of a few of them."""
+    assert options.hours is not None
+    short = pretrain | {
+        "run": run,
+        "max_steps": _SPEED_STEPS,
+        "log_every": _LOG_EVERY,
+        "checkpoint.every": _SPEED_STEPS,
+        "evaluation.every": 10 * _SPEED_STEPS,
+        "evaluation.tokens": 2,
+        "evaluation.sample_tokens": 0,
+    }
+    rate = stages.measure("speed", run, ["train.pretrain", *_arguments(short)])
+    seconds = options.hours * 3600 * options.pretraining
+    steps = max(1, int(seconds * rate / options.pretrain.batch_tokens))
+    print(
+        f"speed: {rate:,.0f} tokens/s; {options.pretraining:.0%} of {options.hours:g} hours are "
+        f"{steps:,} steps of pretraining",
+        flush=True,
+    )
+    return steps
+
+
+def _to_arguments(options: PretrainOptions | SftOptions) -> dict[str, Any]:
+    """Return the options that differ from the defaults of their command, by dotted key."""
+    defaults = flatten(default_values(type(options)))
+    values = flatten(options.model_dump(mode="json", by_alias=True))
+    return {key: value for key, value in values.items() if value != defaults.get(key)}
+
+
+def _arguments(values: dict[str, Any]) -> list[str]:
+    """Return `--key value` for each option; null for None, several values for a list."""
+    arguments = []
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        arguments += [f"--{key}", *("null" if item is None else str(item) for item in items)]
+    return arguments

@@ -25,8 +25,8 @@ from model.recomputation import keep_attention
 _STRIP = 64
 # Segments are filled up to a multiple of this, so that many are of one length.
 _LENGTH_STEP = 32
-# Scores that are computed together: 1 MB in fp32. Their gradients need as much.
-_MAX_SCORES = 1 << 18
+# Scores that are computed together: 512 KB in fp32. Their gradients need as much.
+_MAX_SCORES = 1 << 17
 # How many layouts of the buffers are kept.
 _MAX_LAYOUTS = 128
 # If no score is larger, exponentials of scores do not overflow, nor are they so small (subnormal)
@@ -68,15 +68,10 @@ class AttentionFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, log_sums = ctx.saved_tensors
-        d_out = gradients[0].to(log_sums.dtype)
-        # The sums over all keys of probabilities times their gradients.
-        delta = torch.linalg.vecdot(d_out, out.to(log_sums.dtype))
         d_q, d_k, d_v = (_new_result(x, ctx.segments) for x in (q, k, v))
         num_kv_heads = k.shape[2]
         inputs = _by_heads(num_kv_heads, q.to(log_sums.dtype), k, v)
-        gradient_inputs = _by_heads(
-            num_kv_heads, d_out, -log_sums.unsqueeze(-1), -delta.unsqueeze(-1)
-        )
+        gradient_inputs = _by_heads(num_kv_heads, gradients[0], out, -log_sums.unsqueeze(-1))
         results = _by_heads(num_kv_heads, d_q, d_k, d_v)
         for part in _parts(ctx.segments, q, k):
             part.load(*inputs)
@@ -127,7 +122,7 @@ class _QueryStrip(NamedTuple):
     """Successive queries, n for each of M matrices, and all s keys that they see."""
 
     q: Tensor  # [M, n, d]
-    k: Tensor  # [M, s, d]
+    k: Tensor  # [M, d, s]
     v: Tensor  # [M, s, d]
     scores: Tensor  # [M, n, s]
     last_scores: list[Tensor]  # G times [M, p, p], those of the keys at their own positions
@@ -138,7 +133,7 @@ class _QueryStrip(NamedTuple):
 
     def attend(self, has_small_scores: bool) -> None:
         """Compute `out` and `sums`; unless scores are small, relative to `maxima`."""
-        torch.bmm(self.q, self.k.mT, out=self.scores)
+        torch.bmm(self.q, self.k, out=self.scores)
         if not has_small_scores:
             for scores in self.last_scores:
                 is_later = torch.ones_like(scores[0], dtype=torch.bool).triu_(1)
@@ -157,7 +152,7 @@ class _QueryStrip(NamedTuple):
 class _KeyStrip(NamedTuple):
     """Successive keys, n for each of M matrices, and all s queries that see them.
 
-    With the additional column of `k_1`, which is 1, and that of `q_log_sums`, their product is
+    With the additional column of `k_1`, which is 1, and row of `q_log_sums`, their product is
     scores minus log_sums; likewise with `v_1` and `d_out_delta`.
     """
 
@@ -165,12 +160,13 @@ class _KeyStrip(NamedTuple):
     k_1: Tensor  # [M, n, d + 1]
     v_1: Tensor  # [M, n, d + 1]
     q: Tensor  # [M, s, d]
-    q_log_sums: Tensor  # [M, s, d + 1]
+    q_log_sums: Tensor  # [M, d + 1, s]
     d_out: Tensor  # [M, s, d]
-    d_out_delta: Tensor  # [M, s, d + 1]
+    d_out_delta: Tensor  # [M, d + 1, s]
     scores: Tensor  # [M, n, s]
     d_scores: Tensor  # [M, n, s]
     first_scores: list[Tensor]  # G times [M, n, n], those of the queries at their own positions
+    is_seen: Tensor  # [n, n], 1 where a query sees a key, else 0
     product: Tensor  # [M, n, d]
     d_k: Tensor  # [M, n, d]
     d_v: Tensor  # [M, n, d]
@@ -179,15 +175,15 @@ class _KeyStrip(NamedTuple):
 
     def differentiate(self, has_small_scores: bool) -> None:
         """Compute `d_k` and `d_v`, and add to `d_q`."""
-        torch.bmm(self.k_1, self.q_log_sums.mT, out=self.scores)
+        torch.bmm(self.k_1, self.q_log_sums, out=self.scores)
         if not has_small_scores:
             self.scores.clamp_(_MIN_EXPONENT, 0.0)
         probabilities = self.scores.exp_()
         for own in self.first_scores:
-            own.triu_()
+            own.mul_(self.is_seen)  # triu_ takes three times as long
         torch.bmm(probabilities, self.d_out, out=self.product)
         self.d_v.copy_(self.product)
-        torch.bmm(self.v_1, self.d_out_delta.mT, out=self.d_scores)
+        torch.bmm(self.v_1, self.d_out_delta, out=self.d_scores)
         self.d_scores.mul_(probabilities)
         torch.bmm(self.d_scores, self.q, out=self.product)
         self.d_k.copy_(self.product)
@@ -226,6 +222,7 @@ class _Layout:
             wide[..., dim : dim + 1]
             for wide in (self._wide_q, self._wide_d_out, self._wide_k, self._wide_v)
         )
+        self._is_seen = torch.ones(_STRIP, _STRIP, dtype=shape.dtype, device=shape.device).triu_()
         own_keys = range(shape.prefix, keys, _STRIP)
         self.query_strips = [
             self._query_strip(start, min(start + _STRIP, shape.length))
@@ -257,7 +254,7 @@ class _Layout:
         last_scores = scores[:, :, shape.prefix + start :]
         return _QueryStrip(
             q=self.q[:, rows],
-            k=self.k[:, :num_keys],
+            k=self.k[:, :num_keys].mT,
             v=self.v[:, :num_keys],
             scores=scores,
             last_scores=list(last_scores.unflatten(1, (-1, shape.group)).unbind(2)),
@@ -282,12 +279,13 @@ class _Layout:
             k_1=self._wide_k[:, start:stop, with_column],
             v_1=self._wide_v[:, start:stop, with_column],
             q=q,
-            q_log_sums=self._wide_q[:, rows, with_column],
+            q_log_sums=self._wide_q[:, rows, with_column].mT,
             d_out=self.d_out[:, rows],
-            d_out_delta=self._wide_d_out[:, rows, with_column],
+            d_out_delta=self._wide_d_out[:, rows, with_column].mT,
             scores=scores,
             d_scores=_first(self._d_scores, *scores.shape),
             first_scores=list(first_scores.unbind(3)) if num_masked else [],
+            is_seen=self._is_seen[: stop - start, : stop - start],
             product=_first(self._products, len(q), stop - start, shape.head_dim),
             d_k=self.d_k[:, start:stop],
             d_v=self.d_v[:, start:stop],
@@ -360,12 +358,15 @@ class _Part(NamedTuple):
             logarithms.add_(layout.maxima)
         self._store_queries(logarithms, log_sums)
 
-    def load_gradients(self, d_out: Tensor, log_sums: Tensor, delta: Tensor) -> None:
-        """Copy what the backward pass needs besides into the buffers, the last two negated."""
+    def load_gradients(self, d_out: Tensor, out: Tensor, log_sums: Tensor) -> None:
+        """Copy what the backward pass needs besides into the buffers; `log_sums` are negated."""
         layout = self.layout
         self._load_queries(layout.d_out, d_out)
+        self._load_queries(layout.out, out)
         self._load_queries(layout.log_sums, log_sums)
-        self._load_queries(layout.delta, delta)
+        # The negated sums over all keys of probabilities times their gradients.
+        torch.sum(layout.out.mul_(layout.d_out), -1, keepdim=True, out=layout.delta)
+        layout.delta.neg_()
         layout.k_ones.fill_(1)
         layout.v_ones.fill_(1)
         layout.d_q.zero_()
@@ -373,7 +374,7 @@ class _Part(NamedTuple):
     def store_gradients(self, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
         """Copy gradients out of the buffers; add those of prefixes, which are there already."""
         layout = self.layout
-        self._store_queries(layout.d_q.mul_(layout.shape.head_dim**-0.5), d_q)
+        self._store_queries(layout.d_q, d_q, layout.shape.head_dim**-0.5)
         for buffer, target in ((layout.d_k, d_k), (layout.d_v, d_v)):
             for segment, keys in zip(self.segments, layout.by_segment(buffer), strict=True):
                 prefix = layout.shape.prefix
@@ -391,9 +392,9 @@ class _Part(NamedTuple):
             if segment.length < rows.shape[1]:
                 rows[:, segment.length :] = 0
 
-    def _store_queries(self, buffer: Tensor, target: Tensor) -> None:
+    def _store_queries(self, buffer: Tensor, target: Tensor, scale: float = 1.0) -> None:
         for segment, rows in zip(self.segments, self.layout.by_segment(buffer), strict=True):
-            self._own(segment, target).copy_(rows[:, : segment.length])
+            torch.mul(rows[:, : segment.length], scale, out=self._own(segment, target))
 
     def _own(self, segment: Segment, tensor: Tensor) -> Tensor:
         return tensor[segment.row, self.kv_heads, segment.start : segment.stop]

@@ -31,7 +31,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> T
     if isinstance(mask, Segments):
         if mask.offsets is not None and _has_variable_length_kernel(q):
             return _attend_variable_length(q, k, v, mask.offsets)
-        return _attend_in_strips(q, k, v, mask)
+        if q.device.type == "cpu":
+            return _attend_in_strips(q, k, v, mask)
+        # The strips are thousands of small operations, which take a GPU longer than a mask.
+        make_mask = Segments.mask_on
+        if torch.compiler.is_compiling():
+            make_mask = _exclude_from_compile(make_mask)
+        return attend(q, k, v, make_mask(mask, q.device))
     length = q.shape[1]
     # A single new position may attend to everything before it: no mask is needed.
     is_causal = mask is None and length > 1

@@ -3,11 +3,12 @@
 A segment is a stretch of a row whose positions attend to themselves and to earlier ones of it; if
 it has a prefix, an earlier stretch of the same row, also to all positions of that. An example of a
 packed row is a segment; an answer is one whose prefix is the prompt that it shares with others. In
-place of a mask of T · T there are thus a few numbers for each segment.
+place of a mask of T · T there are thus a few numbers for each segment; GPUs without a kernel for
+them get the mask.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,22 @@ class Segments:
     num_rows: int
     length: int  # of a row
     offsets: Offsets | None = None  # on a GPU that has kernels for them
+    _masks: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def mask_on(self, device: torch.device) -> Tensor:
+        """Return which positions may attend to which, bool[B, 1, T, T], made once for a device.
+
+        Padding attends to itself.
+        """
+        if device not in self._masks:
+            numbers = torch.full((self.num_rows, self.length), -1)
+            for number, item in enumerate(self.items):
+                numbers[item.row, item.start : item.stop] = number
+            mask = (numbers.unsqueeze(2) == numbers.unsqueeze(1)).tril_()
+            for item in self.items:
+                mask[item.row, item.start : item.stop, item.prefix_start : item.prefix_stop] = True
+            self._masks[device] = mask.unsqueeze(1).to(device)
+        return self._masks[device]
 
     def to(self, device: torch.device) -> "Segments":
         """Return the segments for a device; copies to a GPU are asynchronous."""

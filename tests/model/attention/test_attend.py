@@ -78,6 +78,18 @@ def test_what_the_kernel_of_gpus_refuses_goes_by_strips(dtype: torch.dtype, head
     torch.testing.assert_close(attend(q, k, v, on_gpu), attend(q, k, v, PACKED))
 
 
+@pytest.mark.parametrize("segments", [PACKED, SHARED])
+def test_mask_means_what_segments_mean(segments: Any) -> None:
+    """Prevents other keys on a GPU that has no kernel for segments."""
+    mask = segments.mask_on(torch.device("cpu"))
+    assert segments.mask_on(torch.device("cpu")) is mask, "every layer would make it again"
+    q, k, v, _ = random_inputs(segments)
+    value, expected = attend(q, k, v, mask), attend(q, k, v, segments)
+    for segment in segments.items:
+        own = segment.row, slice(segment.start, segment.stop)
+        torch.testing.assert_close(value[own], expected[own])
+
+
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("num_new", [1, 2, 7])
 def test_queries_are_those_of_the_last_keys(kv_heads: int, num_new: int) -> None:

@@ -117,7 +117,7 @@ class AverageOptions(Options):
 
     checkpoint: Path = Field(description="a run that keeps several checkpoints")
     last: CliVariadicArg[tuple[Annotated[int, Field(ge=2)], ...]] = Field(
-        (2, 3), min_length=1, description="how many of the newest checkpoints to average"
+        (2, 3), description="how many of the newest checkpoints to average"
     )
     device: Device = Field("auto", description="where to compute; auto: on a GPU if there is one")
     limit: int = Field(

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from model.attention.blocks import AttentionFunction
 from model.attention.segments import Offsets, Segments, whole_rows
@@ -65,6 +64,9 @@ def _attend_after_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     is_grouped_query = q.shape[1] != k.shape[1]
     length, num_past = q.shape[2], k.shape[2] - q.shape[2]
     if q.device.type != "cpu":
+        # Imported here because it imports the compiler.
+        from torch.nn.attention.bias import causal_lower_right
+
         mask = causal_lower_right(length, k.shape[2])
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_grouped_query)
         return out.transpose(1, 2)

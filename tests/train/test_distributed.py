@@ -372,7 +372,7 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
 @pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
-    for count, num_runs in ((2, 12), (4, 2)):
+    for count, num_runs in ((2, 14), (4, 2)):
         lines = four.path(f"out-{count}").read_text().splitlines()
         assert sum(line.startswith("run ") for line in lines) == num_runs
         assert sum(line.startswith("model ") for line in lines) == num_runs

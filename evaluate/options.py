@@ -1,7 +1,7 @@
 """Options of the evaluation commands."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -116,7 +116,7 @@ class AverageOptions(Options):
     """Options of `python -m evaluate.average`."""
 
     checkpoint: Path = Field(description="a run that keeps several checkpoints")
-    last: CliVariadicArg[tuple[Annotated[int, Field(ge=2)], ...]] = Field(
+    last: CliVariadicArg[tuple[int, ...]] = Field(
         (2, 3), description="how many of the newest checkpoints to average"
     )
     device: Device = Field("auto", description="where to compute; auto: on a GPU if there is one")
@@ -128,6 +128,13 @@ class AverageOptions(Options):
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"
     )
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if not self.last or min(self.last) < 2:
+            lines.append("--last: give one or more numbers of checkpoints, each at least 2")
+        return lines
 
 
 class AnswerOptions(MeasureOptions):

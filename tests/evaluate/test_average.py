@@ -30,10 +30,10 @@ def test_figures_are_those_of_the_averaged_weights(
     """Prevents figures of other weights, other records, or of the difference the other way."""
     sample = root / "assets/sample/summary/csl"
     files = {}
-    for split, count in (("train", 2), ("dev", 4)):
-        lines = (sample / f"{split}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
-        files[split] = tmp_path / f"{split}.tsv"
-        files[split].write_text("".join(lines[:count]), encoding="utf-8")
+    for name, count in (("train", 2), ("dev", 4)):
+        lines = (sample / f"{name}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+        files[name] = tmp_path / f"{name}.tsv"
+        files[name].write_text("".join(lines[:count]), encoding="utf-8")
     group = SourceGroup("csl", (str(files["train"]),), (str(files["dev"]),))
     tokenizer_folder = root / "assets/tokenizer"
     prepare_groups([group], tmp_path / "set", tokenizer_folder, PrepareOptions(workers=1))

@@ -25,8 +25,8 @@ from model.recomputation import keep_attention
 _STRIP = 64
 # Segments are filled up to a multiple of this, so that many are of one length.
 _LENGTH_STEP = 32
-# Scores that are computed together: 512 KB in fp32. Their gradients need as much.
-_MAX_SCORES = 1 << 17
+# Scores that are computed together: 1 MB in fp32. Their gradients need as much.
+_MAX_SCORES = 1 << 18
 # How many layouts of the buffers are kept.
 _MAX_LAYOUTS = 128
 # If no score is larger, exponentials of scores do not overflow, nor are they so small (subnormal)
@@ -374,7 +374,7 @@ class _Part(NamedTuple):
     def store_gradients(self, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
         """Copy gradients out of the buffers; add those of prefixes, which are there already."""
         layout = self.layout
-        self._store_queries(layout.d_q, d_q, layout.shape.head_dim**-0.5)
+        self._store_queries(layout.d_q.mul_(layout.shape.head_dim**-0.5), d_q)
         for buffer, target in ((layout.d_k, d_k), (layout.d_v, d_v)):
             for segment, keys in zip(self.segments, layout.by_segment(buffer), strict=True):
                 prefix = layout.shape.prefix
@@ -392,9 +392,9 @@ class _Part(NamedTuple):
             if segment.length < rows.shape[1]:
                 rows[:, segment.length :] = 0
 
-    def _store_queries(self, buffer: Tensor, target: Tensor, scale: float = 1.0) -> None:
+    def _store_queries(self, buffer: Tensor, target: Tensor) -> None:
         for segment, rows in zip(self.segments, self.layout.by_segment(buffer), strict=True):
-            torch.mul(rows[:, : segment.length], scale, out=self._own(segment, target))
+            self._own(segment, target).copy_(rows[:, : segment.length])
 
     def _own(self, segment: Segment, tensor: Tensor) -> Tensor:
         return tensor[segment.row, self.kv_heads, segment.start : segment.stop]

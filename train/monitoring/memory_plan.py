@@ -71,7 +71,7 @@ HEAP_VARIATION = 0.03
 SAMPLE_TOKENS = 256
 # Queries of a strip of attention on a CPU, and the scores that are computed together.
 STRIP_POSITIONS = 64
-MAX_STRIP_SCORES = 1 << 17
+MAX_STRIP_SCORES = 1 << 18
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
 
 

@@ -1,14 +1,10 @@
 """`python -m train.summariser`, `make summariser`: from raw data to a scored summariser."""
 
 import sys
-from pathlib import Path
-
-from pydantic import Field
 
 from common.errors import run_main
-from common.options import Options, parse_options
-from data.mixture import Mixture
-from train.options import PretrainOptions, SftOptions
+from common.options import parse_options
+from train.summariser_options import SummariserOptions
 
 DESCRIPTION = """Make a summariser of raw data: each stage is a command that is printed.
 
@@ -20,55 +16,6 @@ DESCRIPTION = """Make a summariser of raw data: each stage is a command that is 
 
 A stage that is done is skipped, and one that was stopped goes on: run the same command again. The
 groups pretrain and sft take any option of python -m train.pretrain and python -m train.sft."""
-
-
-class SummariserOptions(Options):
-    """The options of `python -m train.summariser`."""
-
-    run: Path = Field(
-        Path("runs/summariser"), description="the run of the summariser; others lie beside it"
-    )
-    text: str = Field(
-        "sample", description="what to learn the language from: sample, or a raw file or folder"
-    )
-    data: Mixture = Field(
-        "csl", description="summaries to fine-tune on, as for make sft, which name a test split"
-    )
-    tasks: Mixture | None = Field(
-        None,
-        description="the curriculum of pretraining (default: titles and pseudo-summaries of the "
-        "text)",
-    )
-    vocabulary: int = Field(8192, ge=260, le=1 << 21, description="ids of the tokenizer")
-    hours: float | None = Field(
-        None,
-        gt=0,
-        le=10_000,
-        description="length of the night: pretraining takes --pretraining of it, by a measurement "
-        "of the speed (default: --pretrain.max_steps)",
-    )
-    pretraining: float = Field(
-        0.65, gt=0, lt=1, description="share of the hours; the rest is for what comes after it"
-    )
-    limit: int | None = Field(
-        None, ge=1, description="evaluate this many records of each split alone (default: all)"
-    )
-    pretrain: PretrainOptions = PretrainOptions()
-    sft: SftOptions = SftOptions()
-
-    def find_conflicts(self) -> list[str]:
-        """Return a line for each conflict between options."""
-        lines = super().find_conflicts()
-        groups = {"pretrain": (self.pretrain, "--text"), "sft": (self.sft, "--data")}
-        for group, (options, data_option) in groups.items():
-            for name in ("run", "data", "base", "tokenizer"):
-                field = type(options).model_fields[name]
-                if getattr(options, name) != field.default:
-                    advice = f"use {data_option}" if name == "data" else "leave it out"
-                    lines.append(f"--{group}.{name}: follows from the other options: {advice}")
-        if self.pretrain.curriculum.data is not None:
-            lines.append("--pretrain.curriculum.data: use --tasks")
-        return lines
 
 
 def main() -> None:

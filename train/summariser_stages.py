@@ -20,7 +20,7 @@ from common.flat_tables import flatten
 from common.metrics_file import read_metrics
 from common.options import default_values
 from train.options import PretrainOptions, SftOptions
-from train.summariser import SummariserOptions
+from train.summariser_options import SummariserOptions
 
 # Steps that measure the speed, and those at their beginning that do not count.
 _SPEED_STEPS = 20

@@ -20,7 +20,7 @@ from model.config import LlamaConfig
 from model.nf4 import num_bytes
 from train.lr_schedule import get_lr_multiplier
 from train.options import DpoOptions, GrpoOptions, PretrainOptions, SftOptions, auto_dpo_rate
-from train.summariser import SummariserOptions
+from train.summariser_options import SummariserOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
 SCHEMAS: dict[str, type[Options]] = {

@@ -1,0 +1,58 @@
+"""Options of `python -m train.summariser`. Imports neither PyTorch nor NumPy."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from common.options import Options
+from data.mixture import Mixture
+from train.options import PretrainOptions, SftOptions
+
+
+class SummariserOptions(Options):
+    """The options of `python -m train.summariser`."""
+
+    run: Path = Field(
+        Path("runs/summariser"), description="the run of the summariser; others lie beside it"
+    )
+    text: str = Field(
+        "sample", description="what to learn the language from: sample, or a raw file or folder"
+    )
+    data: Mixture = Field(
+        "csl", description="summaries to fine-tune on, as for make sft, which name a test split"
+    )
+    tasks: Mixture | None = Field(
+        None,
+        description="the curriculum of pretraining (default: titles and pseudo-summaries of the "
+        "text)",
+    )
+    vocabulary: int = Field(8192, ge=260, le=1 << 21, description="ids of the tokenizer")
+    hours: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="length of the night: pretraining takes --pretraining of it, by a measurement "
+        "of the speed (default: --pretrain.max_steps)",
+    )
+    pretraining: float = Field(
+        0.65, gt=0, lt=1, description="share of the hours; the rest is for what comes after it"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="evaluate this many records of each split alone (default: all)"
+    )
+    pretrain: PretrainOptions = PretrainOptions()
+    sft: SftOptions = SftOptions()
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        groups = {"pretrain": (self.pretrain, "--text"), "sft": (self.sft, "--data")}
+        for group, (options, data_option) in groups.items():
+            for name in ("run", "data", "base", "tokenizer"):
+                field = type(options).model_fields[name]
+                if getattr(options, name) != field.default:
+                    advice = f"use {data_option}" if name == "data" else "leave it out"
+                    lines.append(f"--{group}.{name}: follows from the other options: {advice}")
+        if self.pretrain.curriculum.data is not None:
+            lines.append("--pretrain.curriculum.data: use --tasks")
+        return lines

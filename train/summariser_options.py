@@ -1,4 +1,4 @@
-"""Options of `python -m train.summariser`. Imports neither PyTorch nor NumPy."""
+"""Options of `python -m train.summariser`."""
 
 from pathlib import Path
 

@@ -95,6 +95,9 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
             "--run",
             name,
         ]
+    assert make(folder, "summariser", data, f"HOURS={name}")[1] == [
+        *("-m", "train.summariser", "--data", name, "--hours", name)
+    ]
     assert make(folder, "serve", INDEX=name)[1] == ["-m", "chat.serve", "--index", name]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
@@ -188,7 +191,7 @@ def test_unknown_make_variable_is_refused(folder: Path, argument: str) -> None:
     lines = done.stderr.splitlines()
     assert (done.returncode, called, len(lines)) == (2, [], 1)
     assert f"unknown variable {argument.partition('=')[0][:5]}" in lines[0]
-    assert "the variables are DATA BASE RUN CONFIG INDEX ARGS PYTHON VENV" in lines[0]
+    assert "the variables are DATA BASE RUN CONFIG INDEX HOURS ARGS PYTHON VENV" in lines[0]
     assert not (folder / "x").exists()
 
 

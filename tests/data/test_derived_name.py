@@ -47,7 +47,10 @@ def test_paths_are_sources_with_their_commas_and_signs(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lang(csl,5)", "lang is no derivation; there are distractors, long"),
+        (
+            "lang(csl,5)",
+            "lang is no derivation; there are conversations_as_text, distractors, long",
+        ),
         ("long()", "names no data"),
         ("long(,5)", "names no data"),
         ("long(a+b,5)", r"takes one set: long\(a,5\)\+long\(b,5\)$"),

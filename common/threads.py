@@ -4,7 +4,7 @@ import os
 
 # Turns of the waiting loop of libgomp, the OpenMP library of PyTorch's Linux builds. A turn is one
 # `pause` instruction, 15 to 50 ns, so that a thread sleeps after 15 to 50 microseconds: longer than
-# the gap between two operations of a model, and shorter than the time slice of another process.
+# most gaps between two operations of a model, and shorter than the time slice of another process.
 # The default of libgomp is 300,000, several milliseconds. docs/results.md has the measurement.
 _SPIN_COUNT = 1000
 

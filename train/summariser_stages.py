@@ -19,6 +19,8 @@ from common.files import read_json, write_json
 from common.flat_tables import flatten
 from common.metrics_file import read_metrics
 from common.options import default_values
+from data.corpora.resolver import resolve_shard_set
+from data.mixture import REPLAY, parse_mixture
 from train.options import PretrainOptions, SftOptions
 from train.summariser_options import SummariserOptions
 
@@ -31,7 +33,8 @@ _STAGES_FILE = "stages.json"
 def make_summariser(options: SummariserOptions) -> None:
     """Run the stages that are not done yet.
 
-    Raises UserError if the text does not exist. Exits with the code of a stage that fails.
+    Raises UserError if the text or the data does not exist. Exits with the code of a stage that
+    fails.
     """
     if options.text != "sample" and not Path(options.text).exists():
         raise UserError(f"--text {options.text}: no such file or folder, and not the sample")
@@ -49,6 +52,7 @@ def make_summariser(options: SummariserOptions) -> None:
         ],
         result=tokenizer,
     )
+    prepare_sets(options.data, tokenizer)
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
     pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
@@ -66,6 +70,16 @@ def make_summariser(options: SummariserOptions) -> None:
         ["evaluate", "--checkpoint", str(options.run), *limit],
         result=options.run / f"{run_layout.REPORT_NAME}.md",
     )
+
+
+def prepare_sets(data: str, tokenizer: Path) -> None:
+    """Prepare the sets of a mixture: a mistake in it would be found only after pretraining.
+
+    Raises UserError if a name is unknown, or a file cannot be prepared.
+    """
+    for name in parse_mixture(data)[0]:
+        if name != REPLAY:
+            resolve_shard_set(name, tokenizer)
 
 
 class Stages:

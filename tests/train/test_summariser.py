@@ -13,6 +13,7 @@ import yaml
 
 from common import run_layout
 from common.errors import UserError
+from data.corpora.manifests import load_corpora, unknown_corpus_error
 from tests.helpers.training import TINY_SHAPE, to_arguments
 from train import summariser, summariser_stages
 
@@ -63,12 +64,29 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(summariser_stages.subprocess, "run", record)
+    # The tokenizer of a stage that is not run cannot encode any set.
+    monkeypatch.setattr(summariser_stages, "resolve_shard_set", check_name)
     return called
+
+
+def check_name(name: str, tokenizer: Path) -> None:
+    """Raise UserError for an unknown name, as preparing it does."""
+    if name not in load_corpora():
+        raise unknown_corpus_error(name)
 
 
 def value_of(command: list[str], option: str) -> str:
     """Return the value of an option in a command."""
     return command[command.index(option) + 1]
+
+
+def test_unknown_data_is_found_before_pretraining(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a night of pretraining for a name that does not exist."""
+    with pytest.raises(UserError, match="nope: unknown data set"):
+        run_stages(monkeypatch, data="csl+replay:0.1+nope")
+    assert [command[0] for command in commands] == ["data.tokenizer"]
 
 
 def test_stages_that_are_done_are_skipped(

@@ -12,8 +12,8 @@ from model.attention.segments import Offsets, Segments, whole_rows
 
 # In training on a CPU, strips are faster than PyTorch's kernel for whole rows from this length and
 # this head_dim on (docs/training.md).
-_MIN_STRIPS_LENGTH = 512
-_MIN_STRIPS_HEAD_DIM = 32
+MIN_STRIPS_LENGTH = 512
+MIN_STRIPS_HEAD_DIM = 32
 # FlashAttention's kernels for GPUs take heads up to this size, a multiple of 8.
 _MAX_KERNEL_HEAD_DIM = 256
 
@@ -87,7 +87,7 @@ def _are_strips_faster(q: Tensor) -> bool:
     """Return whether strips are faster than PyTorch's kernel for whole rows, of q[B, T, H, d]."""
     if q.device.type != "cpu" or not q.requires_grad or torch.compiler.is_compiling():
         return False
-    return q.shape[1] >= _MIN_STRIPS_LENGTH and q.shape[3] >= _MIN_STRIPS_HEAD_DIM
+    return q.shape[1] >= MIN_STRIPS_LENGTH and q.shape[3] >= MIN_STRIPS_HEAD_DIM
 
 
 def _has_variable_length_kernel(q: Tensor) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from model.attention.attend import MIN_STRIPS_HEAD_DIM, MIN_STRIPS_LENGTH
 from model.bf16_loss import CHUNK_SIZE, can_fuse
 from model.config import LlamaConfig
 from model.lora_options import LoraOptions, Quantization
@@ -425,7 +426,7 @@ def _moment_bytes(workload: Workload, name: str, size: int) -> float:
 def _resident(workload: Workload) -> list[Tensors]:
     """Return what is there in all phases after the first step."""
     terms = _parameters(workload) + _optimizer_state(workload)
-    if workload.is_packed and workload.device == "cpu":
+    if _computes_strips(workload):
         terms.append(Tensors("temporaries", _strip_bytes(workload)))
     if workload.has_reference:
         terms += [
@@ -433,6 +434,15 @@ def _resident(workload: Workload) -> list[Tensors]:
             for tensors in _parameters(replace(workload, lora=None))
         ]
     return terms
+
+
+def _computes_strips(workload: Workload) -> bool:
+    """Return whether attention is computed in strips (`model.attention.attend`)."""
+    is_large = (
+        workload.length >= MIN_STRIPS_LENGTH and workload.config.head_dim >= MIN_STRIPS_HEAD_DIM
+    )
+    is_eager_cpu = workload.device == "cpu" and not workload.is_compiled
+    return is_eager_cpu and (workload.is_packed or is_large)
 
 
 def _strip_bytes(workload: Workload) -> int:

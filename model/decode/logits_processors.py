@@ -130,7 +130,7 @@ def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
         logits = logits.masked_fill(logits < top_k_threshold, -torch.inf)
     probabilities = logits.softmax(-1)
     if sampling.top_p >= 1.0:
-        return int(torch.multinomial(probabilities, 1, generator=generator))
+        return _draw(probabilities, generator)
     # Probabilities in descending order, and their ids.
     ordered, ids = probabilities.topk(min(_TOP_P_CANDIDATES, len(logits)))
     if ordered.sum() < sampling.top_p:
@@ -139,5 +139,17 @@ def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
     in_nucleus = ordered.cumsum(-1) - ordered < sampling.top_p
     # The most likely id is always in it, even if `top_p` is 0.
     in_nucleus[0] = True
-    # multinomial needs no normalized probabilities.
-    return int(ids[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])
+    return int(ids[_draw(ordered * in_nucleus, generator)])
+
+
+def _draw(weights: Tensor, generator: torch.Generator) -> int:
+    """Return an index with a probability in proportion to weights[n], on the CPU.
+
+    Inverts the cumulative distribution. `torch.multinomial` draws a number for each of the n, which
+    for a vocabulary of 65,000 takes as long as the decode step of a small model.
+    """
+    # Sums of many small numbers would lose digits in fp32.
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    # In (0, 1], so that an index of weight zero is never the first to reach it.
+    share = 1 - torch.rand((), dtype=torch.float64, generator=generator)
+    return int(torch.searchsorted(cumulative, share * cumulative[-1]))

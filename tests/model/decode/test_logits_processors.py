@@ -41,6 +41,19 @@ def test_top_p_reaches_beyond_the_presorted_candidates() -> None:
     assert len(drawn_ids(logits, Sampling(top_p=0.9), count=1000)) > 600
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("top_p", [1.0, 0.999])
+def test_ids_are_drawn_as_often_as_their_probabilities_say(top_p: float) -> None:
+    """Prevents draws with other probabilities, and ids of probability zero."""
+    logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 2.0, 0.0, -torch.inf])
+    generator, count = torch.Generator().manual_seed(0), 4000
+    draws = [sample_token(logits, Sampling(top_p=top_p), generator) for _ in range(count)]
+    shares = torch.bincount(torch.tensor(draws), minlength=len(logits)) / count
+    # Four standard deviations of a share of one half.
+    torch.testing.assert_close(shares, logits.softmax(-1), atol=4 * 0.5 / count**0.5, rtol=0)
+    assert not shares[logits == -torch.inf].any()
+
+
 def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
     """Prevents a reward for repetition: dividing a negative logit raises it."""
     logits = torch.tensor([[2.0, -2.0, 3.0]])

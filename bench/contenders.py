@@ -62,10 +62,12 @@ def build_babyllama_step(task: TrainTask, arithmetic: Arithmetic) -> TrainStep:
     """Build the step of this project, as `train.pretrain` runs it with AdamW."""
     from safetensors.torch import load_file
 
+    from common.heap import keep_freed_memory
     from model.llama import Llama
     from model.narrow_weights import NarrowWeights
     from train.optimizer import OptimizerOptions, build_optimizers
 
+    keep_freed_memory()
     model = Llama(task.config)
     model.load_state_dict(load_file(task.weights))
     options = OptimizerOptions.model_validate(

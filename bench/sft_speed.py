@@ -18,6 +18,7 @@ from bench.options import SftSpeedOptions
 from bench.rounds import run_rounds
 from common.errors import UserError
 from common.files import write_json
+from common.heap import keep_freed_memory
 from common.machine import collect_environment, peak_memory_bytes
 from data.batching.collate import collate
 from data.batching.examples import Examples
@@ -102,6 +103,9 @@ def run_round(
     Raises UserError if `data` has too few records that fit a row.
     """
     torch.set_num_threads(threads)
+    if method != "naive":
+        # As in the training loop.
+        keep_freed_memory()
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
     examples = shards.examples(shards.load_split("train"), length, tokenizer, Template(), seed=0)

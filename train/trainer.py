@@ -21,6 +21,7 @@ import torch
 
 from common.errors import UserError
 from common.files import write_checksummed_json
+from common.heap import keep_freed_memory
 from common.run_layout import EARLY_STOP_FILE, FAILED_DIR, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
@@ -89,6 +90,8 @@ class Trainer:
         self.objective = spec.objective
         self.evaluator = spec.evaluator
         self.device = spec.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         # With an adapter all weights of the base stay as they are; what it adds to them is trained.
         has_fixed_parts = model.config.reading_heads and spec.lora is None
         if has_fixed_parts:

@@ -699,10 +699,11 @@ def _logits(workload: Workload) -> list[Tensors]:
         return terms
     is_fused = workload.is_narrow and can_fuse(torch.device("cpu"), torch.bfloat16)
     if is_fused and workload.loss_path == "chunked":
-        # E of a chunk (`model.bf16_loss`), which only the gradient of the head needs, and states
-        # and their gradients in fp32.
+        # The transposed head; E of a chunk (`model.bf16_loss`), which only the gradient of the head
+        # needs; and states and their gradients in fp32.
         rows = min(n, CHUNK_SIZE)
         tiles = rows * config.vocab_size * e
+        terms.append(Tensors(part, table * e))
         terms.append(Tensors(part, (table * 4 + tiles) * is_trained))
         return [*terms, Tensors(part, rows * config.hidden_size * 4, 5)]
     chunk_rows = min(n, loss_chunk_size(torch.device(workload.device)))

@@ -27,9 +27,11 @@ def format_figures(figures: LongTextFigures) -> list[str]:
 
 def describe_use(figures: LongTextFigures) -> str:
     """Return a sentence that says how far back the model makes use of its past."""
+    if len(figures.pasts) == 1:
+        return "one past: nothing to compare it with"
     sentence = f"each past up to {figures.useful_past:,} tokens gains over the one before"
     if figures.useful_past == figures.pasts[0]:
-        sentence = f"no past gains over {figures.pasts[0]:,} tokens"
+        sentence = f"{figures.pasts[1]:,} tokens of past gain nothing over {figures.pasts[0]:,}"
     if figures.harmful_past is not None:
         sentence += f"; from {figures.harmful_past:,} tokens on a longer past does harm"
     return sentence

@@ -44,4 +44,5 @@ def write_page(out: Path, title: str, blocks: Sequence[Block]) -> str:
         write_atomic(out.with_name(picture.file_name), picture.svg)
     write_atomic(markdown_file, to_markdown(blocks))
     write_atomic(html_file, to_html(title, blocks))
-    return f"{len(pictures)} pictures: {markdown_file}  {html_file}"
+    count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+    return f"{count}: {markdown_file}  {html_file}"

@@ -27,8 +27,8 @@ def describe_pasts(spec: RunSpec, plan: TrainingPlan) -> str | None:
     return f"tokens with at least so many before them in their document and row: {counts}"
 
 
-def advise_on_long_rows(spec: RunSpec, plan: TrainingPlan) -> list[str]:
-    """Return a line if documents are too short for long rows, and one if the base is."""
+def advise_on_row_length(spec: RunSpec, plan: TrainingPlan) -> list[str]:
+    """Return a line if documents are too short for long rows, and one if the base or the rows are."""
     length, trained_length = spec.options.sequence_length, _trained_length(spec)
     lines = []
     parts = plan.document_parts
@@ -38,6 +38,12 @@ def advise_on_long_rows(spec: RunSpec, plan: TrainingPlan) -> list[str]:
             f"almost no document fills half of a row (the longest part in one has {parts.max():,} "
             "tokens): from these rows a model does not learn to use a long past; take longer "
             "documents, or a shorter --sequence_length (docs/long-context.md)"
+        )
+    if length < trained_length and spec.command in ("pretrain", "sft"):
+        lines.append(
+            f"rows have {length:,} tokens, and the base was trained with {trained_length:,}: chat "
+            f"and server will read {length:,} from now on; --sequence_length {trained_length} "
+            "keeps what the base reads (docs/long-context.md)"
         )
     what = "rows have"
     if plan.example_lengths is not None:

@@ -11,7 +11,7 @@ from train.monitoring.throughput import (
     training_flops_per_token,
 )
 from train.run.directory import RunDir
-from train.run.past_lengths import advise_on_long_rows, describe_pasts
+from train.run.past_lengths import advise_on_row_length, describe_pasts
 from train.run.spec import RunSpec, TrainingPlan
 
 # What a repeated token teaches decays with a constant of about 15 epochs (Muennighoff et al. 2023,
@@ -47,7 +47,7 @@ def print_run_summary(
         )
     if (pasts := describe_pasts(spec, plan)) is not None:
         print(f"past      {pasts}")
-    for advice in advise_on_long_rows(spec, plan):
+    for advice in advise_on_row_length(spec, plan):
         _print_note(advice)
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")

@@ -31,7 +31,7 @@ def test_the_use_of_the_past_is_that_of_paired_gains() -> None:
     assert "from 512 tokens on a longer past does harm" in describe_use(worse)
     none = _figures([0.0, 0.0, 0.0, 0.0])
     assert none.useful_past == 64
-    assert describe_use(none).startswith("no past gains over 64 tokens")
+    assert describe_use(none).startswith("128 tokens of past gain nothing over 64")
 
 
 def test_positions_are_in_ranges_without_gaps() -> None:
@@ -45,6 +45,7 @@ def test_positions_are_in_ranges_without_gaps() -> None:
         assert mean - level == pytest.approx(losses[start - 1 : stop - 1].mean(), abs=1e-6)
     short = compute_figures((4,), np.ones((2, 1)), np.ones((2, 7)), bits=[1.0])
     assert short.position_ranges == [(1, 8)]
+    assert describe_use(short) == "one past: nothing to compare it with"
 
 
 def test_tables_have_every_past_and_position() -> None:

@@ -11,7 +11,7 @@ from common.files import write_json
 from tests.helpers.training import build_spec
 from train.options import PretrainOptions
 from train.run.initial_checkpoint import InitialCheckpoint
-from train.run.past_lengths import advise_on_long_rows, describe_pasts, share_behind
+from train.run.past_lengths import advise_on_row_length, describe_pasts, share_behind
 from train.run.spec import RunSpec, TrainingPlan
 
 NEW_POSITIONS = "tokens, and the base was trained with 512: it does not know the other positions"
@@ -73,6 +73,8 @@ def test_long_rows_have_a_line_about_pasts(
     [
         (512, 512, {}, {}, []),
         (4096, 512, {}, {}, ["rows have 4,096 " + NEW_POSITIONS]),
+        (512, 2048, {}, {}, ["rows have 512 tokens, and the base was trained with 2,048: chat and"]),
+        (512, 2048, {"command": "dpo"}, {"document_parts": None}, []),
         (8192, None, {}, {}, ["almost no document fills half of a row (the longest part in one"]),
         (2048, None, {}, {}, []),
         (
@@ -109,7 +111,7 @@ def test_advice_names_short_documents_and_short_bases(
 ) -> None:
     """Prevents positions that nothing was trained for, and advice where nothing is wrong."""
     spec = build_case(tmp_path, shard_set, length, trained_length, **changes)
-    lines = advise_on_long_rows(spec, build_plan(**plan))
+    lines = advise_on_row_length(spec, build_plan(**plan))
     assert len(lines) == len(expected)
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start) and line.endswith("(docs/long-context.md)")
@@ -124,4 +126,4 @@ def test_extended_run_is_not_told_to_extend(
     assert isinstance(spec.options, PretrainOptions)
     model = spec.options.model.model_copy(update={"rope_scaling": rope_scaling})
     spec = replace(spec, options=spec.options.model_copy(update={"model": model}))
-    assert advise_on_long_rows(spec, build_plan()) == []
+    assert advise_on_row_length(spec, build_plan()) == []

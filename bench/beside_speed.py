@@ -1,6 +1,7 @@
 """Training and decoding speed with several ways to wait, alone and beside busy processes."""
 
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -20,9 +21,10 @@ TRAIN_ROWS, TRAIN_LENGTH = 8, 512
 PROMPT_LENGTH, NEW_TOKENS = 64, 32
 TASKS = ("train", "decode-1", "decode-16")
 # The ways to wait, each as the environment variables of a process.
+OWN_WAY = "babyllama"
 WAYS: dict[str, dict[str, str]] = {
     "libgomp": LIBRARY_WAITING,
-    "babyllama": {},
+    OWN_WAY: {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 
@@ -88,6 +90,8 @@ def compare_waiting(options: BesideOptions) -> None:
     if options.only_task is not None:
         import torch
 
+        if options.adapts_threads:
+            os.environ.pop("OMP_NUM_THREADS", None)
         torch.set_num_threads(options.threads)
         print(measure_task(options.only_task, options.seconds))
         return
@@ -102,7 +106,7 @@ def compare_waiting(options: BesideOptions) -> None:
             with busy_processes(others):
                 speeds = run_rounds(
                     "bench.beside",
-                    [(way, arguments) for way in WAYS],
+                    [(way, [*arguments, f"--adapts_threads={way == OWN_WAY}"]) for way in WAYS],
                     rounds=options.rounds,
                     threads=options.threads,
                     environments=WAYS,

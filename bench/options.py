@@ -73,6 +73,8 @@ class BesideOptions(RoundOptions):
     seconds: float = Field(5, gt=0, description="duration of each measurement")
     # Set in a process that measures one task once.
     only_task: CliSuppress[Literal["train", "decode-1", "decode-16"] | None] = None
+    # Whether that process chooses its threads by the load when it decodes.
+    adapts_threads: CliSuppress[bool] = False
 
 
 class SftSpeedOptions(RoundOptions):

@@ -14,6 +14,7 @@ from chat.serve.sequence import (
     GenerationRequest,
     TextDelta,
 )
+from model.decode.free_processors import FreeProcessors
 from model.decode.scheduler import Scheduler
 
 INTERNAL_ERROR_MESSAGE = "internal error; the server's terminal shows the details"
@@ -89,22 +90,25 @@ class Engine:
 
     def _run(self) -> None:
         """Process requests until `stop`, then fail the remaining ones. The engine's thread."""
-        while not self._stop_event.is_set():
-            try:
-                self._step()
-            except Exception:
-                # An error, such as a lack of memory, ends the running answers but not the server.
-                traceback.print_exc(file=sys.stderr)
-                self._fail_running(500, INTERNAL_ERROR_MESSAGE)
+        with FreeProcessors() as free_processors:
+            while not self._stop_event.is_set():
+                try:
+                    self._step(free_processors)
+                except Exception:
+                    # An error, such as a lack of memory, ends the running answers but not the
+                    # server.
+                    traceback.print_exc(file=sys.stderr)
+                    self._fail_running(500, INTERNAL_ERROR_MESSAGE)
         self._fail_running(503, SHUTDOWN_MESSAGE)
         self._receive_requests()
         for sequence in self._scheduler.waiting:
             sequence.fail(503, SHUTDOWN_MESSAGE)
 
-    def _step(self) -> None:
+    def _step(self, free_processors: FreeProcessors) -> None:
         """Receive requests, drop those that nobody waits for, and continue the answers."""
         self._receive_requests()
         self._drop_expired(time.monotonic())
+        free_processors.adapt()
         self._scheduler.step()
 
     def _receive_requests(self) -> None:

@@ -13,7 +13,7 @@ from evaluate.report.write import write_page
 
 _TITLE = "Use of the past"
 # Of the columns that are printed.
-_WIDTHS = (13, 27, 14, 16, 32)
+_WIDTHS = (13, 30, 14, 16, 32)
 
 
 def format_figures(figures: LongTextFigures) -> list[str]:

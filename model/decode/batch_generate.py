@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from model.decode.beam_search import beam_search
+from model.decode.free_processors import FreeProcessors
 from model.decode.logits_processors import LogitsProcessor
 from model.decode.sampling import Sampling
 from model.decode.scheduler import ScheduledAnswer, Scheduler
@@ -66,7 +67,14 @@ def generate_batch(
             )
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
-        run_all(model, [scheduled[index] for index in order], batch_size, on_progress)
+        with FreeProcessors() as free_processors:
+            run_all(
+                model,
+                [scheduled[index] for index in order],
+                batch_size,
+                on_progress,
+                before_step=free_processors.adapt,
+            )
         return [to_decoded(answer) for answer in scheduled]
     # A prompt that fills the context keeps this empty answer.
     answers = [DecodedAnswer(ids=[], reached_stop_id=False)] * len(prompts)
@@ -102,11 +110,14 @@ def run_all(
     answers: Sequence[ScheduledAnswer],
     batch_size: int,
     on_progress: Callable[[int], object] | None,
+    before_step: Callable[[], object] | None = None,
 ) -> None:
     """Generate all answers, up to `batch_size` together, in this order of their beginnings."""
     scheduler = Scheduler[ScheduledAnswer](model, max_rows=batch_size)
     scheduler.waiting.extend(answers)
     while scheduler.has_work:
+        if before_step:
+            before_step()
         ended = scheduler.step()
         if on_progress and ended:
             on_progress(len(ended))

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.decode.free_processors import FreeProcessors
 from model.decode.lm_head import LMHead, clear_argmax
 from model.decode.logits_processors import build_logits_processors, process_logits, sample_token
 from model.decode.prefix_cache import PrefixCache
@@ -61,32 +62,35 @@ def generate(
     answer: list[int] = []
     # The first ids of the answer whose keys and values in the cache are those of decode steps.
     num_stepped = 0
-    while len(answer) < max_tokens:
-        if not answer:
-            next_ids = [chooser.choose(prefix_cache.prefill(prompt), answer)]
-        else:
-            draft = lookup.draft(max_tokens - len(answer) - 1)
-            hidden = prefix_cache.extend([answer[-1], *draft])
-            if not draft and num_stepped == len(answer) - 1:
-                next_ids = [chooser.choose(hidden, answer)]
-                num_stepped += 1
+    with FreeProcessors() as free_processors:
+        while len(answer) < max_tokens:
+            free_processors.adapt()
+            if not answer:
+                next_ids = [chooser.choose(prefix_cache.prefill(prompt), answer)]
             else:
-                next_ids = chooser.choose_clear(hidden, draft, answer)
-                # The last id is not processed yet, and those of the draft after it are wrong.
-                prefix_cache.truncate(len(prompt) + len(answer) - 1 + len(next_ids))
-        if not next_ids:
-            # The next id is not clear: go back to where decode steps ended, and continue with them.
-            prefix_cache.truncate(len(prompt) + num_stepped)
-            for token_id in answer[num_stepped:]:
-                hidden = prefix_cache.extend([token_id])
-            num_stepped = len(answer)
-            next_ids = [chooser.choose(hidden, answer)]
-        for next_id in next_ids:
-            if next_id in model.config.stop_ids:
-                return "eos"
-            yield next_id
-            answer.append(next_id)
-            lookup.append(next_id)
+                draft = lookup.draft(max_tokens - len(answer) - 1)
+                hidden = prefix_cache.extend([answer[-1], *draft])
+                if not draft and num_stepped == len(answer) - 1:
+                    next_ids = [chooser.choose(hidden, answer)]
+                    num_stepped += 1
+                else:
+                    next_ids = chooser.choose_clear(hidden, draft, answer)
+                    # The last id is not processed yet, and those of the draft after it are wrong.
+                    prefix_cache.truncate(len(prompt) + len(answer) - 1 + len(next_ids))
+            if not next_ids:
+                # The next id is not clear: go back to where decode steps ended, and go on with
+                # them.
+                prefix_cache.truncate(len(prompt) + num_stepped)
+                for token_id in answer[num_stepped:]:
+                    hidden = prefix_cache.extend([token_id])
+                num_stepped = len(answer)
+                next_ids = [chooser.choose(hidden, answer)]
+            for next_id in next_ids:
+                if next_id in model.config.stop_ids:
+                    return "eos"
+                yield next_id
+                answer.append(next_id)
+                lookup.append(next_id)
     return "length" if len(answer) == max_new_tokens else "context"
 
 

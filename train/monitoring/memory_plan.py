@@ -51,7 +51,7 @@ HEAP_WASTE_SEVERAL_MICRO_BATCHES = 0.85
 # the activations whose holes they enter.
 HEAP_WASTE_GRADIENTS = 0.8
 MAX_HEAP_WASTE_GRADIENTS = 0.4
-MAX_HEAP_WASTE_GRADIENTS_16_BIT = 0.9
+MAX_HEAP_WASTE_GRADIENTS_16_BIT = 1.1
 # The same for what the forward pass of an adapter frees at once. An evaluation finds it returned.
 HEAP_WASTE_ADAPTER_OUTPUTS = 0.75
 # Positions of text that an evaluation scores together.
@@ -59,6 +59,8 @@ SCORED_TOKENS = 16 * 256
 # With gradient checkpointing the tensors of a layer lie between those that are kept, in both
 # passes: the heap wastes a share of the activations that there are without it.
 HEAP_WASTE_CHECKPOINTING = 1.0
+# In rows that go through tiles it is a multiple of what one layer saves of a tile, in all layers.
+HEAP_WASTE_TILES = 1.5
 # With quantized weights. Activations fill the holes of dequantized copies that are several times
 # larger: then a share of all copies of a pass is wasted, and several of the largest one.
 HEAP_WASTE_QUANTIZED = 0.85
@@ -275,6 +277,10 @@ def _heap_waste(workload: Workload) -> float:
     if workload.checkpointing != "none":
         share = HEAP_WASTE_CHECKPOINTING
     activations = _heap_bytes(_activations(replace(workload, checkpointing="none")))
+    if workload.is_tiled:
+        share = HEAP_WASTE_TILES
+        layer = _layer_activations(replace(workload, checkpointing="layers"))
+        activations = workload.config.num_hidden_layers * _heap_bytes(layer)
     waste = share * activations
     if workload.quantization is not None:
         waste += _dequantized_heap_waste(workload)
@@ -300,7 +306,8 @@ def _dequantized_heap_waste(workload: Workload) -> float:
 
 def _adapter_heap_waste(workload: Workload) -> float:
     """Return the bytes of the heap that the forward pass of an adapter wastes in addition."""
-    if workload.lora is None or workload.quantization is not None:
+    # Tiles enter the holes that earlier tiles have left.
+    if workload.lora is None or workload.quantization is not None or workload.is_tiled:
         return 0.0
     config = workload.config
     # Its output, a multiple of it and the output of the frozen layer, before they are added.
@@ -426,6 +433,9 @@ def _moment_bytes(workload: Workload, name: str, size: int) -> float:
 def _resident(workload: Workload) -> list[Tensors]:
     """Return what is there in all phases after the first step."""
     terms = _parameters(workload) + _optimizer_state(workload)
+    if _has_narrow_copies(workload):
+        table = workload.config.vocab_size * workload.config.hidden_size
+        terms.append(Tensors("narrow weights", 2 * table))
     if _computes_strips(workload):
         terms.append(Tensors("temporaries", _strip_bytes(workload)))
     if workload.has_reference:
@@ -434,6 +444,23 @@ def _resident(workload: Workload) -> list[Tensors]:
             for tensors in _parameters(replace(workload, lora=None))
         ]
     return terms
+
+
+def _has_narrow_copies(workload: Workload) -> bool:
+    """Return whether the weights of linear layers have copies in bf16 for the whole run.
+
+    Those of the blocks are among what a forward pass saves (`_saved_by_weights`); without it they
+    are there all the same (`_narrow_blocks`).
+    """
+    return workload.is_narrow and workload.compute_bytes < workload.weight_bytes
+
+
+def _narrow_blocks(workload: Workload, num_layers: int) -> list[Tensors]:
+    """Return the copies in bf16 of the weights of some blocks."""
+    if not _has_narrow_copies(workload):
+        return []
+    sizes = _linear_sizes(workload.config)
+    return [Tensors("narrow weights", 2 * size, num_layers) for size in sizes]
 
 
 def _computes_strips(workload: Workload) -> bool:
@@ -612,6 +639,7 @@ def _activations(workload: Workload, *, has_last_norm: bool = True) -> list[Tens
         saved = [
             Tensors("activations", size, workload.kept_layers) for size in kept_tensors(workload)
         ]
+        saved += _narrow_blocks(workload, layers - 1)
     return [
         *saved,
         # Its input and output.
@@ -830,6 +858,7 @@ def _backward_end(workload: Workload) -> list[Tensors]:
         *_resident(workload),
         *_gradients(workload),
         *([] if workload.lora else [Tensors("gradients", table, copies)]),
+        *_narrow_blocks(workload, config.num_hidden_layers - 1),
         *_layer_activations(workload),
         *_dequantized(workload),
         *_layer_gradients(workload),
@@ -839,6 +868,7 @@ def _backward_end(workload: Workload) -> list[Tensors]:
 def _update(workload: Workload) -> list[Tensors]:
     """Gradients are clipped, and the optimizers compute the steps."""
     terms = _resident(workload) + _gradients(workload)
+    terms += _narrow_blocks(workload, workload.config.num_hidden_layers)
     if workload.device == "cpu" and workload.optimizer not in ("muon", "adamw"):
         # bitsandbytes dequantizes the moments of one matrix on a CPU, and computes in fp32.
         largest = max(size for name, size, _ in _trainable(workload) if name != "embedding")
@@ -864,10 +894,11 @@ def _scoring(workload: Workload) -> list[Tensors]:
     part = "logits and loss"
     return [
         *_resident(workload),
+        *_narrow_blocks(workload, config.num_hidden_layers),
         *_forward_temporaries(workload, tokens, tile),
-        # Logits, and log-probabilities in fp32.
+        # Logits, and log-probabilities in fp32, for which narrower logits are converted first.
         Tensors(part, chunk * workload.weight_bytes),
-        Tensors(part, chunk * 4),
+        Tensors(part, chunk * 4, 1 if workload.weight_bytes == 4 else 2),
     ]
 
 
@@ -894,6 +925,7 @@ def _generation(workload: Workload) -> list[Tensors]:
     length = workload.length if workload.is_packed else min(workload.length, SAMPLE_TOKENS)
     return [
         *_resident(workload),
+        *_narrow_blocks(workload, workload.config.num_hidden_layers),
         *_decoding(workload, rows, length + workload.new_tokens),
         *_prefill(workload, rows, length),
     ]
@@ -906,6 +938,7 @@ def _sampling(workload: Workload) -> list[Tensors]:
     logits = Tensors("logits and loss", rows * workload.config.vocab_size * 4, 2)
     return [
         *_resident(workload),
+        *_narrow_blocks(workload, workload.config.num_hidden_layers),
         *_decoding(workload, rows, workload.length),
         *_prefill(
             workload, math.ceil(rows / workload.samples), workload.length - workload.new_tokens

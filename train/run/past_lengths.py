@@ -28,7 +28,7 @@ def describe_pasts(spec: RunSpec, plan: TrainingPlan) -> str | None:
 
 
 def advise_on_row_length(spec: RunSpec, plan: TrainingPlan) -> list[str]:
-    """Return a line if documents are too short for long rows, and one if the base or the rows are."""
+    """Return a line if documents or rows are too short, and one if the base does not know them."""
     length, trained_length = spec.options.sequence_length, _trained_length(spec)
     lines = []
     parts = plan.document_parts

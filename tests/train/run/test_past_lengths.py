@@ -73,7 +73,13 @@ def test_long_rows_have_a_line_about_pasts(
     [
         (512, 512, {}, {}, []),
         (4096, 512, {}, {}, ["rows have 4,096 " + NEW_POSITIONS]),
-        (512, 2048, {}, {}, ["rows have 512 tokens, and the base was trained with 2,048: chat and"]),
+        (
+            512,
+            2048,
+            {},
+            {},
+            ["rows have 512 tokens, and the base was trained with 2,048: chat and"],
+        ),
         (512, 2048, {"command": "dpo"}, {"document_parts": None}, []),
         (8192, None, {}, {}, ["almost no document fills half of a row (the longest part in one"]),
         (2048, None, {}, {}, []),

@@ -6,6 +6,7 @@ decode half as fast as one thread on the processor that is free (docs/results.md
 """
 
 import os
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -29,19 +30,31 @@ class _Times(NamedTuple):
     own_busy: float
 
 
+class _State(threading.local):
+    """What the loops of one thread share: PyTorch has a number of threads for each of its users."""
+
+    num_loops = 0
+    most_threads = 1
+    # The last look of any loop: the next one begins with the load since then.
+    last: _Times | None = None
+
+
+_state = _State()
+
+
 class FreeProcessors:
     """The context of a loop of decode steps, which calls `adapt` before each of them.
 
-    The number of threads on entry is the most that are used, and is restored. Nothing changes where
-    the environment chooses a number of threads (OMP_NUM_THREADS), nor where the load is unknown.
+    The number of threads on entry is the most that are used, and is restored; of several loops that
+    take turns, as generators do, when the last one ends. Nothing changes where the environment
+    chooses a number of threads (OMP_NUM_THREADS), nor where the load is unknown.
     """
 
-    # The last look of any loop of this process: the next one begins with the load since then.
-    _last: _Times | None = None
-
     def __enter__(self) -> "FreeProcessors":
-        self._most_threads = torch.get_num_threads()
-        has_choice = self._most_threads > 1 and "OMP_NUM_THREADS" not in os.environ
+        if _state.num_loops == 0:
+            _state.most_threads = torch.get_num_threads()
+        _state.num_loops += 1
+        has_choice = _state.most_threads > 1 and "OMP_NUM_THREADS" not in os.environ
         self._adapts = has_choice and _STATISTICS.exists()
         return self
 
@@ -51,20 +64,21 @@ class FreeProcessors:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._adapts:
-            torch.set_num_threads(self._most_threads)
+        _state.num_loops -= 1
+        if self._adapts and _state.num_loops == 0:
+            torch.set_num_threads(_state.most_threads)
 
     def adapt(self) -> None:
         """Set the number of threads by the load since the last look, unless that was just now."""
-        last = FreeProcessors._last
+        last = _state.last
         if not self._adapts or (last and time.monotonic() - last.clock < _INTERVAL):
             return
-        now = FreeProcessors._last = _read_times()
+        now = _state.last = _read_times()
         if last is None:
             return
         busy = (now.all_busy - last.all_busy) - (now.own_busy - last.own_busy)
         num_free = round((os.cpu_count() or 1) - busy / (now.clock - last.clock))
-        torch.set_num_threads(min(max(num_free, 1), self._most_threads))
+        torch.set_num_threads(min(max(num_free, 1), _state.most_threads))
 
 
 def _read_times() -> _Times:

@@ -2,7 +2,7 @@
 
 A decode step is a hundred short parallel operations, at the end of which all threads wait for the
 last one. Beside a busy process that one often has no processor, and two threads on two processors
-decode half as fast as one thread on the processor that is free (docs/results.md).
+decode 0.6 times as fast as one thread on the free processor (docs/results.md).
 """
 
 import os
@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import torch
 
-# Seconds between two looks at the load, which is counted in hundredths of a second.
-_INTERVAL = 0.25
+# Seconds between two looks at the load, which is counted in hundredths of a second. Beyond the
+# second number the mean says little about now.
+_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0
 _STATISTICS = Path("/proc/stat")
-# The columns of a line of it, in clock ticks since the start of the machine.
-_BUSY_COLUMNS = ("user", "nice", "system", "irq", "softirq")
+# The columns of a line of it, in clock ticks since the start of the machine. Processes with a lower
+# priority ("nice") make room.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq")
+_BUSY_COLUMNS = ("user", "system", "irq", "softirq")
 
 
 class _Times(NamedTuple):
@@ -40,6 +42,22 @@ class _State(threading.local):
 
 
 _state = _State()
+_is_switched_off = False
+
+
+def keep_all_threads() -> None:
+    """Let the loops of this process keep their threads whatever the load.
+
+    For training: with other threads sums are rounded in another order, and two runs of one command
+    have to end in the same bits.
+    """
+    global _is_switched_off
+    _is_switched_off = True
+
+
+def most_threads() -> int:
+    """Return the most threads that operations of this thread may get."""
+    return _state.most_threads if _state.num_loops else torch.get_num_threads()
 
 
 class FreeProcessors:
@@ -47,15 +65,15 @@ class FreeProcessors:
 
     The number of threads on entry is the most that are used, and is restored; of several loops that
     take turns, as generators do, when the last one ends. Nothing changes where the environment
-    chooses a number of threads (OMP_NUM_THREADS), nor where the load is unknown.
+    chooses a number of threads (OMP_NUM_THREADS), in training, nor where the load is unknown.
     """
 
     def __enter__(self) -> "FreeProcessors":
-        if _state.num_loops == 0:
-            _state.most_threads = torch.get_num_threads()
+        most = most_threads()
+        has_choice = most > 1 and "OMP_NUM_THREADS" not in os.environ and not _is_switched_off
+        self._adapts = has_choice and _read_times() is not None
+        _state.most_threads = most
         _state.num_loops += 1
-        has_choice = _state.most_threads > 1 and "OMP_NUM_THREADS" not in os.environ
-        self._adapts = has_choice and _STATISTICS.exists()
         return self
 
     def __exit__(
@@ -74,16 +92,22 @@ class FreeProcessors:
         if not self._adapts or (last and time.monotonic() - last.clock < _INTERVAL):
             return
         now = _state.last = _read_times()
-        if last is None:
+        if now is None or last is None:
             return
-        busy = (now.all_busy - last.all_busy) - (now.own_busy - last.own_busy)
-        num_free = round((os.cpu_count() or 1) - busy / (now.clock - last.clock))
-        torch.set_num_threads(min(max(num_free, 1), _state.most_threads))
+        seconds, num_threads = now.clock - last.clock, _state.most_threads
+        if seconds < _LONGEST_INTERVAL:
+            busy = (now.all_busy - last.all_busy) - (now.own_busy - last.own_busy)
+            num_free = round((os.cpu_count() or 1) - busy / seconds)
+            num_threads = min(max(num_free, 1), num_threads)
+        torch.set_num_threads(num_threads)
 
 
-def _read_times() -> _Times:
-    """Return the times until now."""
-    _, *columns = _STATISTICS.read_text().split("\n", 1)[0].split()
+def _read_times() -> _Times | None:
+    """Return the times until now, or None where the system does not say them."""
+    try:
+        _, *columns = _STATISTICS.read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
     ticks = dict(zip(_COLUMNS, map(int, columns), strict=False))
     all_busy = sum(ticks[name] for name in _BUSY_COLUMNS) / os.sysconf("SC_CLK_TCK")
     return _Times(time.monotonic(), all_busy, time.process_time())

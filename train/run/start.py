@@ -16,6 +16,7 @@ from common.machine import peak_memory_bytes, resolve_device
 from model.bitsandbytes import require_bitsandbytes
 from model.checkpoint import locate, weights
 from model.checkpoint.quantized import load_quantized
+from model.decode.free_processors import keep_all_threads
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
 from model.precision import DTYPES
@@ -54,6 +55,7 @@ def start(spec: RunSpec) -> Trainer:
 
     Raises UserError if the directory holds another run, see `RunDir.open`.
     """
+    keep_all_threads()
     run = RunDir(spec.folder)
     _open_run_dir(run, spec)
     plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)

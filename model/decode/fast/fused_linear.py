@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.decode.free_processors import most_threads
 from model.llama import RMSNorm
 from model.quantize import (
     int8_linear,
@@ -223,7 +224,7 @@ def _num_wide_blocks(transposed_weight: Tensor) -> int:
     They have the same width, and there is at least one for each thread.
     """
     num_columns = transposed_weight.shape[1]
-    for num_blocks in range(torch.get_num_threads(), num_columns // _MIN_BLOCK_WIDTH + 1):
+    for num_blocks in range(most_threads(), num_columns // _MIN_BLOCK_WIDTH + 1):
         if num_columns % num_blocks == 0 and num_columns // num_blocks <= _MAX_BLOCK_WIDTH:
             return num_blocks
     return 1
@@ -245,7 +246,7 @@ def _num_blocks(transposed_weight: Tensor, x: Tensor) -> int:
     A single row is multiplied in one block per thread, if M is a multiple of the number of threads.
     For more rows the library uses all threads by itself, with one block.
     """
-    num_threads = torch.get_num_threads()
+    num_threads = most_threads()
     is_divisible = transposed_weight.shape[1] % num_threads == 0
     return num_threads if len(x) == 1 and is_divisible else 1
 

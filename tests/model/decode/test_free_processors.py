@@ -10,8 +10,11 @@ import pytest
 # Prints the threads on entry, after a while of single-threaded work, within another loop that ends
 # later, and after both.
 SCRIPT = """
-import time, torch
-from model.decode.free_processors import FreeProcessors
+import sys, time, torch
+from model.decode.free_processors import FreeProcessors, keep_all_threads
+
+if "training" in sys.argv:
+    keep_all_threads()
 
 torch.set_num_threads(2)
 with FreeProcessors() as processors:
@@ -29,11 +32,11 @@ print(*threads, torch.get_num_threads())
 BUSY = "while True: pass"
 
 
-def count_threads(root: Path, **settings: str) -> list[int]:
+def count_threads(root: Path, *arguments: str, **settings: str) -> list[int]:
     """Return what the script prints in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, *arguments],
         cwd=root,
         env={**environment, **settings},
         capture_output=True,
@@ -50,6 +53,7 @@ def test_threads_leave_busy_processors(root: Path) -> None:
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
     try:
         assert count_threads(root) == [2, 1, 1, 2]
+        assert count_threads(root, "training") == [2, 2, 2, 2]
         assert count_threads(root, OMP_NUM_THREADS="2") == [2, 2, 2, 2]
     finally:
         for other in others:

@@ -16,7 +16,8 @@ def keep_freed_memory() -> None:
 
     By default it returns the activations of a step to the system, which has to fill each of their
     pages with zeros when the next step allocates them: 7 to 20 % of a step of the 43M in bf16. The
-    peak of memory grows by a few percent at most (docs/memory.md). Settings in the environment are left as they are.
+    peak of memory grows by a few percent at most (docs/memory.md). Settings in the environment are
+    left as they are.
     """
     has_own_settings = any(name in os.environ for name in _VARIABLES)
     if has_own_settings or platform.libc_ver()[0] != "glibc":

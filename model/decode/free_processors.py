@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-# Seconds between two looks at the load, which is counted in hundredths of a second. Beyond the
-# second number the mean says little about now.
+# Seconds between two looks at the load, which is counted in hundredths of a second; and after how
+# many the mean since the last look says too little about the present.
 _INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0
 _STATISTICS = Path("/proc/stat")
-# The columns of a line of it, in clock ticks since the start of the machine. Processes with a lower
-# priority ("nice") make room.
+# The columns of a line of it, in clock ticks since the start of the machine.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq")
 _BUSY_COLUMNS = ("user", "system", "irq", "softirq")
 
@@ -109,5 +108,7 @@ def _read_times() -> _Times | None:
     except OSError:
         return None
     ticks = dict(zip(_COLUMNS, map(int, columns), strict=False))
-    all_busy = sum(ticks[name] for name in _BUSY_COLUMNS) / os.sysconf("SC_CLK_TCK")
+    # Processes of low priority make room, unless this is one of them.
+    names = (*_BUSY_COLUMNS, "nice") if os.nice(0) > 0 else _BUSY_COLUMNS
+    all_busy = sum(ticks[name] for name in names) / os.sysconf("SC_CLK_TCK")
     return _Times(time.monotonic(), all_busy, time.process_time())

@@ -268,6 +268,14 @@ def test_33b_with_qlora_fits_a_card_of_24_gib() -> None:
     assert plan_memory(wide).peak_bytes > 24 * 2**30
 
 
+def test_bf16_copies_of_weights_are_there_in_the_update() -> None:
+    """Prevents a plan below the peak: the copies stay in memory after the backward pass."""
+    workload = replace(WORKLOAD, precision="bf16")
+    phases = plan_memory(workload).phases
+    assert phases["update"]["narrow weights"] == 2 * workload.config.num_matmul_parameters
+    assert phases["scoring"]["narrow weights"] == phases["update"]["narrow weights"]
+
+
 def test_peak_is_the_largest_phase_and_not_the_sum() -> None:
     """Prevents activations that are added to gradients, which come when they are gone."""
     plan = MemoryPlan({"a": {"process": 5, "x": 1}, "b": {"process": 5, "y": 3}})

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from common.options import Options
 from data.mixture import Mixture
-from train.options import PretrainOptions, SftOptions
+from train.options import GrpoOptions, PretrainOptions, SftOptions, TrainOptions
 
 
 class SummariserOptions(Options):
@@ -42,15 +42,23 @@ class SummariserOptions(Options):
     )
     pretrain: PretrainOptions = PretrainOptions()
     sft: SftOptions = SftOptions()
+    rewards: bool = Field(
+        True, description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does"
+    )
+    grpo: GrpoOptions = GrpoOptions()
 
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
-        groups = {"pretrain": (self.pretrain, "--text"), "sft": (self.sft, "--data")}
+        groups: dict[str, tuple[TrainOptions, str]] = {
+            "pretrain": (self.pretrain, "--text"),
+            "sft": (self.sft, "--data"),
+            "grpo": (self.grpo, "--data"),
+        }
         for group, (options, data_option) in groups.items():
             for name in ("run", "data", "base", "tokenizer"):
-                field = type(options).model_fields[name]
-                if getattr(options, name) != field.default:
+                field = type(options).model_fields.get(name)
+                if field is not None and getattr(options, name) != field.default:
                     advice = f"use {data_option}" if name == "data" else "leave it out"
                     lines.append(f"--{group}.{name}: follows from the other options: {advice}")
         if self.pretrain.curriculum.data is not None:

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import run_layout
 from common.errors import UserError
@@ -19,9 +19,12 @@ from common.files import read_json, write_json
 from common.flat_tables import flatten
 from common.metrics_file import read_metrics
 from common.options import default_values
-from data.corpora.resolver import resolve_shard_set
+from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
+from data.derived_name import parse_derived_name
+from data.kinds import summaries
 from data.mixture import REPLAY, parse_mixture
-from train.options import PretrainOptions, SftOptions
+from data.shards import ShardSet
+from train.options import GrpoOptions, PretrainOptions, SftOptions
 from train.summariser_options import SummariserOptions
 
 # Steps that measure the speed, and those at their beginning that do not count.
@@ -52,7 +55,7 @@ def make_summariser(options: SummariserOptions) -> None:
         ],
         result=tokenizer,
     )
-    prepare_sets(options.data, tokenizer)
+    sets = prepare_sets(options.data, tokenizer)
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
     pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
@@ -62,9 +65,19 @@ def make_summariser(options: SummariserOptions) -> None:
         f"titles_as_text({options.text})+pseudo_summaries_as_text({options.text})"
     )
     stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
-    sft = _to_arguments(options.sft) | {"base": base, "data": options.data, "run": options.run}
-    stages.run("sft", ["train.sft", *_arguments(sft)], result=options.run)
+    tuned = options.run.with_name(f"{options.run.name}-sft") if options.rewards else options.run
+    sft = _to_arguments(options.sft) | {"base": base, "data": sets.all, "run": tuned}
+    stages.run("sft", ["train.sft", *_arguments(sft)], result=tuned)
+    if options.rewards:
+        grpo = _to_arguments(options.grpo)
+        grpo |= {"base": tuned, "data": sets.summaries, "run": options.run}
+        stages.run("grpo", ["train.grpo", *_arguments(grpo)], result=options.run)
     limit = [] if options.limit is None else ["--limit", str(options.limit)]
+    stages.run(
+        "decoding",
+        ["evaluate.decoding", "--checkpoint", str(options.run), *limit],
+        result=options.run / run_layout.DECODING_FILE,
+    )
     stages.run(
         "evaluate",
         ["evaluate", "--checkpoint", str(options.run), *limit],
@@ -72,14 +85,45 @@ def make_summariser(options: SummariserOptions) -> None:
     )
 
 
-def prepare_sets(data: str, tokenizer: Path) -> None:
-    """Prepare the sets of a mixture: a mistake in it would be found only after pretraining.
+class FineTuningSets(NamedTuple):
+    """Mixtures to fine-tune on, in which summaries are decontaminated."""
 
-    Raises UserError if a name is unknown, or a file cannot be prepared.
+    all: str
+    summaries: str  # the part of them that is summaries
+
+
+def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
+    """Prepare the sets of a mixture, and decontaminate its summaries.
+
+    Done before pretraining, after which a mistake in `data` would be found too late. Raises
+    UserError if a name is unknown, if a file cannot be prepared, or if there are no summaries.
     """
-    for name in parse_mixture(data)[0]:
+    parts = []
+    summary_parts = []
+    for name, weight in zip(*parse_mixture(data), strict=True):
+        is_summaries = False
         if name != REPLAY:
-            resolve_shard_set(name, tokenizer)
+            folder = resolve_shard_set(name, tokenizer)
+            is_summaries = ShardSet.open(folder).kind is summaries.KIND
+            if is_summaries and _may_share_passages(name, folder):
+                name = f"decontaminated({name})"
+                resolve_shard_set(name, tokenizer)
+        part = name if weight == 1 else f"{name}:{weight:g}"
+        parts.append(part)
+        if is_summaries:
+            summary_parts.append(part)
+    if not summary_parts:
+        raise UserError(f"--data {data}: there are no summaries in it, such as csl or lcsts")
+    return FineTuningSets("+".join(parts), "+".join(summary_parts))
+
+
+def _may_share_passages(name: str, folder: Path) -> bool:
+    """Return whether a set of summaries has to be compared with the test sets.
+
+    The sample's summaries do not: all of its articles are made of the same few sentences, and none
+    would be left.
+    """
+    return parse_derived_name(name) is None and replaced_corpus_name(folder) is None
 
 
 class Stages:
@@ -158,7 +202,7 @@ def _plan_steps(
     return steps
 
 
-def _to_arguments(options: PretrainOptions | SftOptions) -> dict[str, Any]:
+def _to_arguments(options: PretrainOptions | SftOptions | GrpoOptions) -> dict[str, Any]:
     """Return the options that differ from the defaults of their command, by dotted key."""
     defaults = flatten(default_values(type(options)))
     values = flatten(options.model_dump(mode="json", by_alias=True))

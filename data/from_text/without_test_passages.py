@@ -5,7 +5,7 @@ the source: `titles(wikipedia,csl/test.tsv)`.
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from data.corpora.detect import detect_source
 from data.corpora.held_out import held_out_files
@@ -18,6 +18,8 @@ R = TypeVar("R", bound=Record)
 class WithoutTestPassages(Transformation[R]):
     """New records of which none shares a passage with a test set."""
 
+    held_out_splits: ClassVar[tuple[str, ...]] = ("dev", "test")  # of all known corpora
+
     def parse_arguments(self, arguments: tuple[str, ...]) -> Arguments:
         """Return the paths of the test files. Raises ValueError if one does not exist."""
         for path in arguments:
@@ -28,4 +30,6 @@ class WithoutTestPassages(Transformation[R]):
     def held_out_files(self, arguments: Arguments) -> list[tuple[str, Path]]:
         """See `Derivation`."""
         paths = [Path(name) for name in arguments["test_files"]]
-        return held_out_files() + [(detect_source([path]), path) for path in paths]
+        return held_out_files(self.held_out_splits) + [
+            (detect_source([path]), path) for path in paths
+        ]

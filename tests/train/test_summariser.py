@@ -13,7 +13,8 @@ import yaml
 
 from common import run_layout
 from common.errors import UserError
-from data.corpora.manifests import load_corpora, unknown_corpus_error
+from data.corpora.resolver import resolve_shard_set
+from data.corpora.sample import SMALL_TOKENIZER
 from tests.helpers.training import TINY_SHAPE, to_arguments
 from train import summariser, summariser_stages
 
@@ -32,6 +33,10 @@ OPTIONS = {
     "pretrain.evaluation.sample_tokens": 0,
     **{f"sft.{key}": value for key, value in TINY.items()},
     "sft.evaluation.examples": 1,
+    **{f"grpo.{key}": value for key, value in TINY.items() if key != "batch_tokens"},
+    "grpo.grpo.prompts": 2,
+    "grpo.grpo.samples": 2,
+    "grpo.evaluation.examples": 1,
 }
 
 
@@ -48,8 +53,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     def record(command: list[str]) -> subprocess.CompletedProcess[str]:
         called.append(command[2:])
-        if command[2] == "evaluate":
-            Path(value_of(command, "--checkpoint"), "report.md").touch()
+        result = {"evaluate": "report.md", "evaluate.decoding": "decoding.json"}.get(command[2])
+        if result is not None:
+            Path(value_of(command, "--checkpoint"), result).touch()
             return subprocess.CompletedProcess(command, 0)
         run = Path(value_of(command, "--out" if command[2] == "data.tokenizer" else "--run"))
         run.mkdir(parents=True, exist_ok=True)
@@ -65,14 +71,12 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(summariser_stages.subprocess, "run", record)
     # The tokenizer of a stage that is not run cannot encode any set.
-    monkeypatch.setattr(summariser_stages, "resolve_shard_set", check_name)
+    monkeypatch.setattr(
+        summariser_stages,
+        "resolve_shard_set",
+        lambda name, tokenizer: resolve_shard_set(name, SMALL_TOKENIZER),
+    )
     return called
-
-
-def check_name(name: str, tokenizer: Path) -> None:
-    """Raise UserError for an unknown name, as preparing it does."""
-    if name not in load_corpora():
-        raise unknown_corpus_error(name)
 
 
 def value_of(command: list[str], option: str) -> str:
@@ -89,13 +93,36 @@ def test_unknown_data_is_found_before_pretraining(
     assert [command[0] for command in commands] == ["data.tokenizer"]
 
 
+def test_summaries_are_fine_tuned_on_without_test_passages(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a score on articles that the model was fine-tuned on."""
+    titles = (f"题目\t第{number}篇文章，说的是别的事情。\n" for number in range(40))
+    Path("own.tsv").write_text("标题\t摘要\n" + "".join(titles), encoding="utf-8")
+    run_stages(monkeypatch, data="own.tsv:0.5+csl+decontaminated(own.tsv)+replay:0.1")
+    assert value_of(commands[2], "--data") == (
+        # The sample's part of csl cannot be compared, and nothing is compared twice.
+        "decontaminated(own.tsv):0.5+csl+decontaminated(own.tsv)+replay:0.1"
+    )
+    assert value_of(commands[3], "--data") == (
+        "decontaminated(own.tsv):0.5+csl+decontaminated(own.tsv)"
+    )
+
+
 def test_stages_that_are_done_are_skipped(
     commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents a second night of the same pretraining, and an old score of a new model."""
     run_stages(monkeypatch)
     names = [command[0] for command in commands]
-    assert names == ["data.tokenizer", "train.pretrain", "train.sft", "evaluate"]
+    assert names == [
+        "data.tokenizer",
+        "train.pretrain",
+        "train.sft",
+        "train.grpo",
+        "evaluate.decoding",
+        "evaluate",
+    ]
     assert value_of(commands[1], "--curriculum.data") == (
         "titles_as_text(sample)+pseudo_summaries_as_text(sample)"
     )
@@ -103,11 +130,22 @@ def test_stages_that_are_done_are_skipped(
     run_stages(monkeypatch)
     assert commands == []
     run_stages(monkeypatch, **{"sft.epochs": 3.0})
-    assert [command[0] for command in commands] == ["train.sft", "evaluate"]
+    assert [command[0] for command in commands] == [
+        "train.sft",
+        "train.grpo",
+        "evaluate.decoding",
+        "evaluate",
+    ]
     commands.clear()
     shutil.rmtree("runs/summariser-base")
     run_stages(monkeypatch, **{"sft.epochs": 3.0})
-    assert [command[0] for command in commands] == ["train.pretrain", "train.sft", "evaluate"]
+    assert [command[0] for command in commands] == [
+        "train.pretrain",
+        "train.sft",
+        "train.grpo",
+        "evaluate.decoding",
+        "evaluate",
+    ]
 
 
 def test_hours_become_steps_once(
@@ -121,6 +159,8 @@ def test_hours_become_steps_once(
         "train.pretrain",
         "train.pretrain",
         "train.sft",
+        "train.grpo",
+        "evaluate.decoding",
         "evaluate",
     ]
     # 0.1 hours * 3,600 s * 0.5 * 1,000 tokens/s (the first steps do not count) / 512 tokens.

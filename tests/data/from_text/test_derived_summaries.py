@@ -102,6 +102,27 @@ def test_no_record_shares_a_passage_with_a_test_set(
     assert shared_passages(texts, [*sample_test_texts(), own]) == set()
 
 
+def test_decontaminated_summaries_keep_their_dev_split(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents training on what a model is tested on, and a choice without a dev split."""
+    leaked = sample_test_texts()[0][20:60]
+    own = article(1000).split("\n\n")[1]
+    Path("test.tsv").write_text(f"标题\t摘要\n自己的测试题目\t{own}\n", encoding="utf-8")
+    articles = [article(seed).split("\n\n")[1] for seed in range(NUM_ARTICLES)]
+    articles[0] += leaked
+    articles[1] += own[30:60]
+    lines = (f"第{index}篇文章的题目\t{text}\n" for index, text in enumerate(articles))
+    Path("train.tsv").write_text("标题\t摘要\n" + "".join(lines), encoding="utf-8")
+    folder = resolve_shard_set("decontaminated(train.tsv,test.tsv)", SMALL_TOKENIZER)
+    report = ShardSet.open(folder).manifest["report"]
+    assert report["dropped"] == {"shares a passage with a test set": 2}
+    assert report["splits"]["validation"]["sequences"] > 0
+    texts = read_texts(folder)
+    assert len(texts) == NUM_ARTICLES - 2
+    assert shared_passages(texts, [*sample_test_texts(), own]) == set()
+
+
 @pytest.mark.slow
 def test_set_is_derived_again_for_another_test_set(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents an old set, checked against the test set of before, in the place of a new one."""

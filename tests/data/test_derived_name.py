@@ -49,7 +49,7 @@ def test_paths_are_sources_with_their_commas_and_signs(
     [
         (
             "lang(csl,5)",
-            "lang is no derivation; there are conversations_as_text, distractors, long",
+            "lang is no derivation; there are conversations_as_text, decontaminated, distractors",
         ),
         ("long()", "names no data"),
         ("long(,5)", "names no data"),

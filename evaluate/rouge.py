@@ -10,7 +10,8 @@ DESCRIPTION = f"""Score summaries against true titles: ROUGE-1, -2 and -L, preci
 
 They are counted on characters, the convention of published CSL and LCSTS figures, and on jieba
 words; of lower-cased text for CSL and in the case as written for LCSTS (--case), as published. The
-mean over examples comes with its 95 % interval. What is scored is one of
+mean over examples comes with its 95 % interval; beside a checkpoint stand the first 20 characters
+and the first sentence of the same articles, and how many answers loop. What is scored is one of
   --checkpoint RUN      the answers of a model to the request for the title of each article
   --baseline NAME       first20 (the first 20 characters of the article), first_sentence, or
                         best_sentence (the sentence most like the title, an oracle)

@@ -23,8 +23,7 @@ class SummariserOptions(Options):
     )
     tasks: Mixture | None = Field(
         None,
-        description="the curriculum of pretraining (default: titles and pseudo-summaries of the "
-        "text)",
+        description="the curriculum of pretraining (default: titles of the text)",
     )
     vocabulary: int = Field(8192, ge=260, le=1 << 21, description="ids of the tokenizer")
     hours: float | None = Field(
@@ -43,7 +42,8 @@ class SummariserOptions(Options):
     pretrain: PretrainOptions = PretrainOptions()
     sft: SftOptions = SftOptions()
     rewards: bool = Field(
-        True, description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does"
+        False,
+        description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does",
     )
     grpo: GrpoOptions = GrpoOptions()
 

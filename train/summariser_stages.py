@@ -61,9 +61,7 @@ def make_summariser(options: SummariserOptions) -> None:
     pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
     if options.hours is not None:
         pretrain["max_steps"] = _plan_steps(options, stages, recipe / "speed", pretrain)
-    pretrain["curriculum.data"] = options.tasks or (
-        f"titles_as_text({options.text})+pseudo_summaries_as_text({options.text})"
-    )
+    pretrain["curriculum.data"] = options.tasks or f"titles_as_text({options.text})"
     stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
     tuned = options.run.with_name(f"{options.run.name}-sft") if options.rewards else options.run
     sft = _to_arguments(options.sft) | {"base": base, "data": sets.all, "run": tuned}
@@ -73,11 +71,14 @@ def make_summariser(options: SummariserOptions) -> None:
         grpo |= {"base": tuned, "data": sets.summaries, "run": options.run}
         stages.run("grpo", ["train.grpo", *_arguments(grpo)], result=options.run)
     limit = [] if options.limit is None else ["--limit", str(options.limit)]
-    stages.run(
-        "decoding",
-        ["evaluate.decoding", "--checkpoint", str(options.run), *limit],
-        result=options.run / run_layout.DECODING_FILE,
-    )
+    if sets.have_dev:
+        # With a file of its figures, an interrupted stage goes on where it was.
+        figures = ["--json", str(recipe / run_layout.DECODING_FILE)]
+        stages.run(
+            "decoding",
+            ["evaluate.decoding", "--checkpoint", str(options.run), *limit, *figures],
+            result=options.run / run_layout.DECODING_FILE,
+        )
     stages.run(
         "evaluate",
         ["evaluate", "--checkpoint", str(options.run), *limit],
@@ -90,6 +91,7 @@ class FineTuningSets(NamedTuple):
 
     all: str
     summaries: str  # the part of them that is summaries
+    have_dev: bool  # whether there are summaries to choose the decoding on
 
 
 def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
@@ -100,6 +102,7 @@ def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
     """
     parts = []
     summary_parts = []
+    have_dev = False
     for name, weight in zip(*parse_mixture(data), strict=True):
         is_summaries = False
         if name != REPLAY:
@@ -107,14 +110,16 @@ def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
             is_summaries = ShardSet.open(folder).kind is summaries.KIND
             if is_summaries and _may_share_passages(name, folder):
                 name = f"decontaminated({name})"
-                resolve_shard_set(name, tokenizer)
-        part = name if weight == 1 else f"{name}:{weight:g}"
+                folder = resolve_shard_set(name, tokenizer)
+            if is_summaries and len(ShardSet.open(folder).load_records("validation")):
+                have_dev = True
+        part = name if weight == 1 else f"{name}:{weight}"
         parts.append(part)
         if is_summaries:
             summary_parts.append(part)
     if not summary_parts:
         raise UserError(f"--data {data}: there are no summaries in it, such as csl or lcsts")
-    return FineTuningSets("+".join(parts), "+".join(summary_parts))
+    return FineTuningSets("+".join(parts), "+".join(summary_parts), have_dev)
 
 
 def _may_share_passages(name: str, folder: Path) -> bool:

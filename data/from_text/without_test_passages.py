@@ -1,7 +1,7 @@
 """What derivations for training have in common: none shares a passage with a test set.
 
-The dev and test files of all known corpora are held out, and so are files that follow the name of
-the source: `titles(wikipedia,csl/test.tsv)`.
+The test files of all known corpora are held out, the dev files too unless a derivation keeps a dev
+split, and so are files that follow the name of the source: `titles(wikipedia,csl/test.tsv)`.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Record)
 
 
 class WithoutTestPassages(Transformation[R]):
-    """New records of which none shares a passage with a test set."""
+    """Records of which none shares a passage with a test set."""
 
     held_out_splits: ClassVar[tuple[str, ...]] = ("dev", "test")  # of all known corpora
 

@@ -22,8 +22,8 @@ from evaluate.input_records import iter_usable_records, read_split_records
 from evaluate.kinds.question_sets import Figure
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.measures.rouge import answer_resumably
-from evaluate.metrics.baselines import BASELINES
+from evaluate.measures.rouge import answer_resumably, format_figure
+from evaluate.metrics.baselines import BASELINES, TRIVIAL_METHODS
 from evaluate.metrics.proportion import Proportion
 from evaluate.metrics.repetition import is_looping
 from evaluate.metrics.rouge import ROUGE_VARIANTS, bootstrap_mean_interval
@@ -31,9 +31,6 @@ from evaluate.metrics.rouge_drop import score_f
 from evaluate.metrics.rouge_table import CASE_LABELS, find_rouge_case
 from evaluate.partial_results import PartialResults, partial_results
 from evaluate.result import EvalResult, report_result
-
-# The baselines that are scored beside the settings.
-TRIVIAL_METHODS = ("first20", "first_sentence")
 
 
 @dataclass(frozen=True)
@@ -236,14 +233,9 @@ def _format_lines(options: DecodingOptions, record: dict[str, Any]) -> list[str]
         difference = ""
         if "difference" in figures:
             rates = [f"{figures[key]['rate']:.1%}" for key in ("stopped", "loops")]
-            difference = _format_figure(figures["difference"]["1"], "+.4f")
+            difference = format_figure(figures["difference"]["1"], "+.4f")
         lines.append(
-            f"{_format_figure(rouge['1'], '.4f'):24}  {rouge['2']['mean']:7.4f}  "
+            f"{format_figure(rouge['1'], '.4f'):24}  {rouge['2']['mean']:7.4f}  "
             f"{rouge['l']['mean']:7.4f}  {difference:27}  {rates[0]:>7}  {rates[1]:>5}  {label}"
         )
     return lines
-
-
-def _format_figure(figure: Figure, number_format: str) -> str:
-    mean, low, high = (format(figure[key], number_format) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} – {high})"

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.machine import resolve_device
 from common.progress import progress_bar
 from data.corpora.resolver import find_test_split
@@ -16,9 +18,12 @@ from data.sources.base import LetterCase
 from evaluate.decoding.settings import GREEDY, Decoding
 from evaluate.decoding.stored import read_run_decoding
 from evaluate.input_records import read_usable_records
+from evaluate.kinds.question_sets import Figure
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion, answer_title_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.metrics.baselines import BASELINES
+from evaluate.metrics.baselines import BASELINES, TRIVIAL_METHODS
+from evaluate.metrics.repetition import is_looping
+from evaluate.metrics.rouge import bootstrap_mean_interval, compute_rouge
 from evaluate.metrics.rouge_table import (
     CASE_LABELS,
     RougeTable,
@@ -34,7 +39,7 @@ from evaluate.result import EvalResult, Row, report_result
 # Number of examples with the lowest scores, and of those with the highest, that are printed.
 NUM_EXAMPLES_SHOWN = 3
 # Labels on the terminal of the flags of a row that are counted.
-COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
+COUNT_LABELS = {"stopped": "stopped by <eos>", "loops": "loops", "trimmed": "articles trimmed"}
 
 
 def run_rouge(options: RougeOptions) -> None:
@@ -101,7 +106,7 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     )
     rows = _prediction_rows(loaded, articles, answers)
     run_label = f"{options.checkpoint} on {data_label}"
-    return _score_rows(run_label, rows, case, provenance, device)
+    return _score_rows(run_label, rows, case, provenance, device, beside=TRIVIAL_METHODS)
 
 
 def _resolve_decoding(options: RougeOptions) -> Decoding:
@@ -209,16 +214,18 @@ def _prediction_rows(
     loaded: LoadedCheckpoint, articles: Sequence[Summary], answers: Sequence[ModelAnswer]
 ) -> list[Row]:
     """Return the lines of the predictions file, without scores."""
+    titles = [EVALUATION.strip_answer(loaded.template, answer.text) for answer in answers]
     return [
         {
             "input": record.article,
             "reference": record.title,
-            "prediction": EVALUATION.strip_answer(loaded.template, answer.text),
+            "prediction": title,
             "tokens": answer.num_tokens,
             "stopped": answer.has_eos,
+            "loops": is_looping(title),
             "trimmed": answer.is_truncated,
         }
-        for record, answer in zip(articles, answers, strict=True)
+        for record, title, answer in zip(articles, titles, answers, strict=True)
     ]
 
 
@@ -228,12 +235,14 @@ def _score_rows(
     case: LetterCase,
     provenance: Mapping[str, Any],
     device: Any = None,
+    beside: Sequence[str] = (),
 ) -> EvalResult:
     """Score the prediction of each row against its reference by ROUGE, and return the result.
 
     It has the lines to print, the metrics of all rows, and the rows with their scores. `run_label`
     says what is scored on which files, `case` is the letter case to score in, `provenance` names
-    the model and its decoding options, and `device` is the torch.device of the model, if any.
+    the model and its decoding options, `device` is the torch.device of the model, if any, and
+    `beside` names baselines to compare with.
     """
     with progress_bar("scoring", len(rows), "examples") as bar:
         table = RougeTable.from_predictions(
@@ -248,6 +257,12 @@ def _score_rows(
     lines += table.format_lines()
     for key, count in counts.items():
         lines.append(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
+    trivial = {name: _compare_with_baseline(name, rows, table, case) for name in beside}
+    for name, figures in trivial.items():
+        lines.append(
+            f"no model, {name}: ROUGE-1 F on characters {format_figure(figures['f'], '.4f')}; "
+            f"the model against it {format_figure(figures['difference'], '+.4f')}"
+        )
     return EvalResult(
         lines=[*lines, *_format_examples(rows, table)],
         metrics={
@@ -255,6 +270,7 @@ def _score_rows(
             "examples": len(rows),
             **counts,
             "scores": table.summarize_scores(),
+            **({"trivial": {"characters": {"rouge-1": trivial}}} if trivial else {}),
             "case": case,
             "method": describe_method(case),
             "counted_by": scorer_versions(),
@@ -266,6 +282,36 @@ def _score_rows(
         ],
         device=device,
     )
+
+
+def _compare_with_baseline(
+    name: str, rows: list[Row], table: RougeTable, case: LetterCase
+) -> dict[str, Figure]:
+    """Return ROUGE-1 F on characters of a baseline, and by how much `table` is above it.
+
+    The two are `f` and `difference`, each with `mean`, `low` and `high`; the difference is paired
+    over the articles of the rows.
+    """
+    baseline = np.array(
+        [
+            compute_rouge(
+                BASELINES[name](row["input"], row["reference"], case), row["reference"], case=case
+            )["1"].f
+            for row in rows
+        ]
+    )
+    return {
+        key: dict(
+            zip(("mean", "low", "high"), bootstrap_mean_interval(values).tolist(), strict=True)
+        )
+        for key, values in {"f": baseline, "difference": table.rouge_1() - baseline}.items()
+    }
+
+
+def format_figure(figure: Figure, number_format: str) -> str:
+    """Return a mean with its interval in a number format such as `.4f`."""
+    mean, low, high = (format(figure[key], number_format) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} – {high})"
 
 
 def _count_flags(rows: list[Row]) -> dict[str, int]:

@@ -39,7 +39,7 @@ from evaluate.measures.rouge import (
     open_partial_results,
     read_articles,
 )
-from evaluate.metrics.baselines import BASELINES
+from evaluate.metrics.baselines import BASELINES, TRIVIAL_METHODS
 from evaluate.metrics.repetition import is_looping
 from evaluate.metrics.rouge import NUM_RESAMPLES
 from evaluate.metrics.rouge_drop import (
@@ -66,8 +66,6 @@ CHAT_TURNS = (
 CANONICAL = "canonical request"
 DRAWN = "request drawn as in training"
 EVERY_PHRASING = "every phrasing, mean"
-# The baselines that are scored beside the model.
-TRIVIAL_METHODS = ("first20", "first_sentence")
 # With fewer records, intervals are too wide, or too narrow by accident, to conclude anything.
 MIN_RECORDS_TO_CONCLUDE = 10
 # Stands for the article in a request that is printed.

@@ -46,3 +46,5 @@ BASELINES: dict[str, Callable[[str, str, LetterCase], str]] = {
     "first_sentence": first_sentence,
     "best_sentence": oracle_sentence,
 }
+# Those that are scored beside a model.
+TRIVIAL_METHODS = ("first20", "first_sentence")

@@ -53,13 +53,18 @@ class RougeTable:
                 on_progress(1)
         return cls(np.array(scores_by_example))
 
+    def rouge_1(self) -> np.ndarray:
+        """Return ROUGE-1 F on characters of each example, float64[N]."""
+        characters = list(UNIT_SPLITTERS).index("characters")
+        f_scores: np.ndarray = self.scores[
+            :, characters, ROUGE_VARIANTS.index("1"), STATISTICS.index("f")
+        ]
+        return f_scores
+
     def rank_examples(self) -> list[int]:
         """Return the indices of the examples from worst to best, by ROUGE-1 F on characters."""
-        characters = list(UNIT_SPLITTERS).index("characters")
-        rouge_1 = ROUGE_VARIANTS.index("1")
-        f_scores = self.scores[:, characters, rouge_1, STATISTICS.index("f")]
         # A stable sort, so that the order of equal scores is the same on every machine.
-        return np.argsort(f_scores, kind="stable").tolist()
+        return np.argsort(self.rouge_1(), kind="stable").tolist()
 
     def example_scores(self, index: int) -> dict[str, Any]:
         """Return all scores of one example as {units: {variant: {statistic: score}}}."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 
 from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
+from data.records import Summary
 from data.sources.base import LetterCase
 from evaluate import rouge
 from evaluate.kinds.summaries import summarize_articles
+from evaluate.measures import rouge as rouge_measure
 from evaluate.metrics.rouge import compute_rouge
+from evaluate.model_answer import ModelAnswer
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch
@@ -87,6 +91,17 @@ def test_checkpoint_is_scored_on_full_answers(
     )
     printed = capsys.readouterr().out
     assert "stopped by <eos>: 4 of 4 (100.0%)" in printed and "jieba words" in printed
+    assert "loops: 0 of 4 (0.0%)" in printed
+    # What needs no model, on the same articles: the difference is that of pairs.
+    first20 = [
+        compute_rouge(article.strip()[:20], title, case="lower")["1"].f for title, article in truth
+    ]
+    trivial = figures["trivial"]["characters"]["rouge-1"]["first20"]
+    assert trivial["f"]["mean"] == pytest.approx(sum(first20) / 4)
+    differences = [row_f(row) - score for row, score in zip(rows, first20, strict=True)]
+    assert trivial["difference"]["mean"] == pytest.approx(sum(differences) / 4)
+    assert min(differences) <= trivial["difference"]["low"] < trivial["difference"]["mean"]
+    assert f"the model against it {trivial['difference']['mean']:+.4f} (" in printed
     assert f"{figures['scores']['characters']['rouge-1']['f']['mean']:.4f}" in printed
     worst = printed.split("worst, ROUGE-1 F on characters")[1]
     assert "answer  方法" in worst and truth[3][0][:50] in worst
@@ -96,6 +111,24 @@ def test_checkpoint_is_scored_on_full_answers(
     run_command(rouge, "--score", lines, "--json", again)
     assert json.loads(again.read_text(encoding="utf-8"))["scores"] == figures["scores"]
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
+
+
+def test_answers_that_loop_are_counted() -> None:
+    """Prevents a score that hides answers without an end."""
+    record = Summary(title="图像去噪", article="提出了一种图像去噪的方法。")
+    answers = [
+        ModelAnswer(text=text, num_tokens=4, has_eos=True) for text in ("图像去噪", "方法" * 20)
+    ]
+    loaded = SimpleNamespace(template=Template())
+    rows = rouge_measure._prediction_rows(loaded, [record] * 2, answers)  # type: ignore[arg-type]
+    assert [row["loops"] for row in rows] == [False, True]
+    assert rouge_measure._count_flags(rows)["loops"] == 1
+
+
+def row_f(row: dict[str, Any]) -> float:
+    """Return ROUGE-1 F on characters of a line of predictions."""
+    f_score: float = row["scores"]["characters"]["rouge-1"]["f"]
+    return f_score
 
 
 @pytest.mark.slow

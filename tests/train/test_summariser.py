@@ -99,14 +99,26 @@ def test_summaries_are_fine_tuned_on_without_test_passages(
     """Prevents a score on articles that the model was fine-tuned on."""
     titles = (f"题目\t第{number}篇文章，说的是别的事情。\n" for number in range(40))
     Path("own.tsv").write_text("标题\t摘要\n" + "".join(titles), encoding="utf-8")
-    run_stages(monkeypatch, data="own.tsv:0.5+csl+decontaminated(own.tsv)+replay:0.1")
+    mixture = "own.tsv:0.5+csl+decontaminated(own.tsv)+replay:0.1"
+    run_stages(monkeypatch, data=mixture, rewards=True)
     assert value_of(commands[2], "--data") == (
         # The sample's part of csl cannot be compared, and nothing is compared twice.
         "decontaminated(own.tsv):0.5+csl+decontaminated(own.tsv)+replay:0.1"
     )
+    assert commands[3][0] == "train.grpo"
+    assert value_of(commands[3], "--base") == value_of(commands[2], "--run")
     assert value_of(commands[3], "--data") == (
         "decontaminated(own.tsv):0.5+csl+decontaminated(own.tsv)"
     )
+
+
+def test_data_without_summaries_is_refused(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a night after which there is nothing to score."""
+    with pytest.raises(UserError, match=r"--data redgpt: there are no summaries in it"):
+        run_stages(monkeypatch, data="redgpt")
+    assert [command[0] for command in commands] == ["data.tokenizer"]
 
 
 def test_stages_that_are_done_are_skipped(
@@ -119,20 +131,16 @@ def test_stages_that_are_done_are_skipped(
         "data.tokenizer",
         "train.pretrain",
         "train.sft",
-        "train.grpo",
         "evaluate.decoding",
         "evaluate",
     ]
-    assert value_of(commands[1], "--curriculum.data") == (
-        "titles_as_text(sample)+pseudo_summaries_as_text(sample)"
-    )
+    assert value_of(commands[1], "--curriculum.data") == "titles_as_text(sample)"
     commands.clear()
     run_stages(monkeypatch)
     assert commands == []
     run_stages(monkeypatch, **{"sft.epochs": 3.0})
     assert [command[0] for command in commands] == [
         "train.sft",
-        "train.grpo",
         "evaluate.decoding",
         "evaluate",
     ]
@@ -142,7 +150,6 @@ def test_stages_that_are_done_are_skipped(
     assert [command[0] for command in commands] == [
         "train.pretrain",
         "train.sft",
-        "train.grpo",
         "evaluate.decoding",
         "evaluate",
     ]
@@ -159,7 +166,6 @@ def test_hours_become_steps_once(
         "train.pretrain",
         "train.pretrain",
         "train.sft",
-        "train.grpo",
         "evaluate.decoding",
         "evaluate",
     ]
@@ -231,10 +237,10 @@ def test_all_stages_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(root))
     write_articles(Path("text.jsonl"))
-    run_stages(monkeypatch, text="text.jsonl", hours=0.0005)
+    run_stages(monkeypatch, text="text.jsonl", hours=0.0005, rewards=True)
     assert evaluated == [["--checkpoint", "runs/summariser", "--limit", "1"]]
+    assert run_layout.list_steps(Path("runs/summariser-sft")) == [4]
     assert run_layout.list_steps(Path("runs/summariser")) == [4]
+    assert Path("runs/summariser", run_layout.DECODING_FILE).is_file()
     base = yaml.safe_load(Path("runs/summariser-base/config.yaml").read_text(encoding="utf-8"))
-    assert base["curriculum"]["data"] == (
-        "titles_as_text(text.jsonl)+pseudo_summaries_as_text(text.jsonl)"
-    )
+    assert base["curriculum"]["data"] == "titles_as_text(text.jsonl)"

@@ -1,4 +1,4 @@
-"""Sets of titles and of pseudo-summaries hold nothing of what models are tested on."""
+"""Sets made for training hold nothing of what models are tested on."""
 
 import itertools
 import json
@@ -36,6 +36,22 @@ def sample_test_texts() -> list[str]:
     [path] = SAMPLE_SFT_FILES["csl"].test
     records = list(itertools.islice(find_source("csl").iter_records(path), 5))
     return [record.article for record in records if isinstance(record, Summary)]
+
+
+def sample_dev_text() -> str:
+    """Return an article of the sample's dev summaries that shares no passage with the test ones."""
+    [dev_path], test_paths = SAMPLE_SFT_FILES["csl"].dev, SAMPLE_SFT_FILES["csl"].test
+    tests = [
+        record.plain_text()
+        for path in test_paths
+        for record in find_source("csl").iter_records(path)
+        if isinstance(record, Summary)
+    ]
+    for record in find_source("csl").iter_records(dev_path):
+        assert isinstance(record, Summary)
+        if not shared_passages([strip(record.article[20:60])], tests):
+            return record.article
+    raise AssertionError("every dev article shares a passage with a test article")
 
 
 def write_corpus(path: Path, leaked: list[str]) -> None:
@@ -112,6 +128,8 @@ def test_decontaminated_summaries_keep_their_dev_split(
     articles = [article(seed).split("\n\n")[1] for seed in range(NUM_ARTICLES)]
     articles[0] += leaked
     articles[1] += own[30:60]
+    # What shares a passage with a dev file stays: the dev split of the set may be that file.
+    articles[2] += sample_dev_text()[20:60]
     lines = (f"第{index}篇文章的题目\t{text}\n" for index, text in enumerate(articles))
     Path("train.tsv").write_text("标题\t摘要\n" + "".join(lines), encoding="utf-8")
     folder = resolve_shard_set("decontaminated(train.tsv,test.tsv)", SMALL_TOKENIZER)

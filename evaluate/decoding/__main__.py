@@ -16,8 +16,9 @@ A setting is greedy, or some of the options of evaluate.rouge with a comma betwe
 the titles of the same dev articles; ROUGE F on characters, with the paired difference to greedy.
 
 The setting with the highest ROUGE-1 F is stored in RUN/decoding.json if the 95 % interval of its
-difference lies above 0, otherwise greedy is. From then on evaluate.rouge, and so make evaluate,
-uses it where no decoding option is given; chat, the server and exports do not.
+difference lies above 0. Otherwise it is one that loops less than greedy, if its ROUGE-1 F is not
+clearly lower, or else greedy. From then on evaluate.rouge, and so make evaluate, uses it where no
+decoding option is given; chat, the server and exports do not.
 
 There is no option for other files, so that nothing is chosen on a test split; a dev article that is
 in the test split of a known corpus is left out."""

@@ -84,10 +84,17 @@ def run(make_run: Callable[[str], Path], root: Path) -> Path:
     return make_run(head(root / SAMPLE / "dev.tsv", RECORDS))
 
 
-def figures(**means: tuple[float, float]) -> dict[str, Any]:
-    """Return figures of ROUGE-1 F, and of the low end of the difference to greedy."""
-    mean, low = means["rouge"]
-    return {"rouge": {"1": {"mean": mean}}, "difference": {"1": {"low": low}}}
+def figures(
+    *, rouge: tuple[float, float], high: float = 0.1, loops: float = 0.1, stopped: float = 0.9
+) -> dict[str, Any]:
+    """Return figures of ROUGE-1 F, the ends of its difference to greedy, and how answers end."""
+    mean, low = rouge
+    return {
+        "rouge": {"1": {"mean": mean}},
+        "difference": {"1": {"low": low, "high": high}},
+        "loops": {"rate": loops},
+        "stopped": {"rate": stopped},
+    }
 
 
 def test_what_is_not_clearly_better_than_greedy_is_not_chosen() -> None:
@@ -96,6 +103,20 @@ def test_what_is_not_clearly_better_than_greedy_is_not_chosen() -> None:
     assert choose_best([greedy, figures(rouge=(0.6, 0.01)), figures(rouge=(0.55, 0.02))]) == 1
     assert choose_best([greedy, figures(rouge=(0.6, 0.0)), figures(rouge=(0.55, 0.02))]) == 0
     assert choose_best([greedy, figures(rouge=(0.4, -0.2))]) == 0
+
+
+def test_of_settings_that_score_alike_one_that_ends_its_answers_is_chosen() -> None:
+    """Prevents a default that loops, where another one scores as much and does not."""
+    greedy = figures(rouge=(0.5, 0.0))
+    clean = figures(rouge=(0.49, -0.03), loops=0.0, stopped=1.0)
+    cleaner_and_better = figures(rouge=(0.51, -0.01), loops=0.05)
+    assert choose_best([greedy, clean]) == 1
+    assert choose_best([greedy, clean, cleaner_and_better]) == 2
+    # Clearly worse titles, or answers without an end, are too high a price.
+    assert choose_best([greedy, figures(rouge=(0.4, -0.2), high=-0.01, loops=0.0)]) == 0
+    assert choose_best([greedy, figures(rouge=(0.51, -0.01), loops=0.0, stopped=0.8)]) == 0
+    # What is clearly better is chosen whether it loops or not.
+    assert choose_best([greedy, clean, figures(rouge=(0.6, 0.02), loops=0.2)]) == 2
 
 
 @pytest.mark.slow

@@ -100,17 +100,19 @@ def describe_disk_error(error: BaseException) -> str | None:
     return f"{name}: {advice}"
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None], *, decodes_batches: bool = False) -> None:
     """Run the `main` of a command and exit with the code that it returns; None is 0.
 
     PyTorch must not be imported before: its threads are told here how to wait for each other.
+    `decodes_batches` says that most of the work is decoding many answers at a time; see
+    `limit_spinning`.
 
     A UserError is printed to stderr, each of its lines after `error: `, and a disk error as one
     line; both exit with code 2. Ctrl-C exits with 130, and a reader that closes the pipe of the
     output with 141, as shells report a command that a signal ended: the command may not have done
     all of its work. Other exceptions are bugs and keep their traceback.
     """
-    limit_spinning()
+    limit_spinning(decodes_batches=decodes_batches)
     _open_missing_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may be invalid UTF-8, and the terminal may not support Chinese. Escape such

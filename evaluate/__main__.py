@@ -31,4 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    # The commands that it starts choose for themselves how their threads wait.
+    run_main(main, decodes_batches=True)

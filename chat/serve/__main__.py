@@ -153,4 +153,4 @@ def _print_note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, decodes_batches=True)

@@ -15,14 +15,15 @@ def main():
 
 run_main(main)
 """
+BATCH_COMMAND = COMMAND.replace("run_main(main)", "run_main(main, decodes_batches=True)")
 
 
-def settings_of_libgomp(**variables: str) -> str:
+def settings_of_libgomp(command: str = COMMAND, **variables: str) -> str:
     """Return the settings that libgomp prints in a command with these environment variables."""
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     environment = {key: value for key, value in os.environ.items() if key not in names}
     process = subprocess.run(
-        [sys.executable, "-c", COMMAND],
+        [sys.executable, "-c", command],
         env={**environment, "OMP_DISPLAY_ENV": "verbose", **variables},
         capture_output=True,
         text=True,
@@ -36,6 +37,13 @@ def settings_of_libgomp(**variables: str) -> str:
 def test_threads_sleep_soon() -> None:
     """Beside another process, waiting threads would take the time of those that work."""
     assert "GOMP_SPINCOUNT = '1000'" in settings_of_libgomp()
+
+
+def test_threads_of_batches_wait_as_libgomp_does_where_they_adapt_to_the_load() -> None:
+    """On an idle machine waking up costs batches a fifth; with fixed threads it has to be paid."""
+    assert "GOMP_SPINCOUNT = '1000'" not in settings_of_libgomp(BATCH_COMMAND)
+    fixed = settings_of_libgomp(BATCH_COMMAND, OMP_NUM_THREADS="2")
+    assert "GOMP_SPINCOUNT = '1000'" in fixed
 
 
 @pytest.mark.parametrize(

@@ -31,5 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # The commands that it starts choose for themselves how their threads wait.
-    run_main(main, decodes_batches=True)
+    run_main(main, decodes_batches=True)  # The commands that it starts choose for themselves.

@@ -10,11 +10,12 @@ import yaml
 from common.errors import UserError
 from common.files import write_json
 from common.options import default_values
+from model.decode import free_processors
 from model.recomputation import Checkpointing
 from tests.helpers.training import build_spec
 from train.cli import default_run_folder, parse_train_options
 from train.options import DpoOptions, PretrainOptions, SftOptions
-from train.run.start import build_model
+from train.run.start import build_model, start
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions, "dpo": DpoOptions}
 FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}, "dpo": {"template": {}, "dpo": {}}}
@@ -115,3 +116,12 @@ def test_run_names_differ_by_mixture_weights() -> None:
     """Prevent two mixtures from sharing a run directory, where one of them would be refused."""
     assert default_run_folder("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts")
     assert default_run_folder("sft", "csl:0.5+lcsts") == Path("runs/sft-csl-0.5+lcsts")
+
+
+def test_training_keeps_its_threads(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents samples of another number of threads, and so another text, beside other work."""
+    monkeypatch.setattr(free_processors, "_is_switched_off", False)
+    start(build_spec(tmp_path / "run", shard_set))
+    assert free_processors._is_switched_off

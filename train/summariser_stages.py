@@ -125,8 +125,9 @@ def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
 def _may_share_passages(name: str, folder: Path) -> bool:
     """Return whether a set of summaries has to be compared with the test sets.
 
-    The sample's summaries do not: all of its articles are made of the same few sentences, and none
-    would be left.
+    Those that a name derives do not: `decontaminated` takes no derived set, and all derivations of
+    summaries compare by themselves. The sample's do not either: its articles are made of the same
+    few sentences, and none would be left.
     """
     return parse_derived_name(name) is None and replaced_corpus_name(folder) is None
 

@@ -84,12 +84,13 @@ def choose_decoding(options: DecodingOptions) -> None:
 
 
 def choose_best(figures: Sequence[dict[str, Any]]) -> int:
-    """Return the index of the setting with the highest ROUGE-1 F, if it is clearly above greedy.
+    """Return the index of the setting to store; 0 is greedy.
 
-    What takes several times as long has to be better: the interval of its difference to greedy
-    lies above 0. Where none is, better are answers that end: of the settings that loop less than
-    greedy, stop at least as often, and are not clearly below it, the one with the highest ROUGE-1 F
-    is returned; 0, the index of greedy, if there are none.
+    1. The setting with the highest ROUGE-1 F, if the 95 % interval of its difference to greedy lies
+       above 0: what takes several times as long has to be better.
+    2. Otherwise, of the settings that loop less than greedy, stop at least as often, and whose
+       interval does not lie below 0, the one with the highest ROUGE-1 F.
+    3. Otherwise greedy.
     """
 
     def rouge(index: int) -> float:

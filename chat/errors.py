@@ -27,6 +27,10 @@ CHECKPOINT_UNUSABLE = (
 CHECKPOINT_UNREADABLE = (
     "无法加载 {folder} 中的模型：文件已损坏或互不匹配，请换一个模型，或重新训练、导出"
 )
+TOKENIZER_MISSING = (
+    "{folder} 中没有分词器（tokenizer.model）：请把训练这个模型时用的 tokenizer.model 复制到那里，"
+    "或用 --checkpoint 指定另一个模型"
+)
 # --quantize is not suggested here: it starts from the full weights, which have to fit first.
 MODEL_TOO_LARGE = (
     "内存或显存装不下这个模型：请换小一些的模型，或关闭其他程序；显存不足时可改用 --device cpu"

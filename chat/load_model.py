@@ -11,6 +11,7 @@ from chat.errors import (
     CHECKPOINT_UNUSABLE,
     GPU_UNAVAILABLE,
     MODEL_TOO_LARGE,
+    TOKENIZER_MISSING,
     ChatError,
     translate_errors,
 )
@@ -25,6 +26,7 @@ from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.precision import DTYPES, Precision, resolve_precision
 from model.quantize import Int8Linear, quantize_int8
+from model.tokenizer import has_tokenizer
 from model.tokenizer.base import Tokenizer
 
 # What chat tells whoever talks to a model for which there are examples.
@@ -137,6 +139,7 @@ def load_chat_model(
     """
     if (suggested_run := locate.suggest_run(path)) is not None:
         raise ChatError(f"找不到 {path}：是不是 {suggested_run}？")
+    _check_tokenizer(path)
     with translate_errors(CHECKPOINT_UNUSABLE.format(path=path)):
         folder = locate.resolve_checkpoint(path, _warn_skipped_checkpoint)
     with translate_errors(CHECKPOINT_UNREADABLE.format(folder=folder), MODEL_TOO_LARGE):
@@ -157,6 +160,13 @@ def load_chat_model(
         remaining_steps=locate.find_remaining_steps(path, folder),
         examples=find_examples(folder),
     )
+
+
+def _check_tokenizer(path: Path) -> None:
+    """Raise ChatError for a folder with weights, or a run, that has no tokenizer beside them."""
+    folders = [run_layout.step_folder(path, step) for step in run_layout.list_steps(path)] or [path]
+    if all(locate.has_weights(folder) and not has_tokenizer(folder) for folder in folders):
+        raise ChatError(TOKENIZER_MISSING.format(folder=folders[-1]))
 
 
 def _warn_skipped_checkpoint(problem: str) -> None:

@@ -10,8 +10,8 @@ mistake is one line of a `UserError`.
 import argparse
 import difflib
 import json
-import os
 import re
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +47,7 @@ __all__ = [
     "Device",
     "Options",
     "OutputFile",
+    "OutputPage",
     "default_values",
     "merge_layers",
     "option_fields",
@@ -113,11 +114,23 @@ def _check_output_file(path: Path) -> Path:
     # Folders that are missing are created by the write. The permissions of an existing file do not
     # matter, because it is replaced and not opened.
     nearest_existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK):
+    try:
+        # Tried, because root has all permissions and yet cannot write everywhere.
+        with tempfile.TemporaryFile(dir=nearest_existing):
+            pass
+    except OSError:
         raise ValueError(
             f"{path} cannot be written: {nearest_existing} is not a writable folder; "
             "name another file"
-        )
+        ) from None
+    return path
+
+
+def _check_output_page(path: Path) -> Path:
+    """Return `path`. Raises ValueError unless a page can be written as PATH.md and PATH.html."""
+    _check_output_file(path)
+    for suffix in (".md", ".html"):
+        _check_output_file(path.with_name(path.name + suffix))
     return path
 
 
@@ -136,6 +149,8 @@ def _split_commas(value: Any) -> Any:
 
 # The type of an output file: a path that cannot be written is refused before the work begins.
 OutputFile = Annotated[Path, AfterValidator(_check_output_file)]
+# The same for the files of a page.
+OutputPage = Annotated[Path, AfterValidator(_check_output_page)]
 Device = Literal["auto", "cpu", "cuda"]
 # Annotates a tuple field whose values are written with commas: `a,b` is two items.
 CommaSeparated = BeforeValidator(_split_commas)

@@ -53,15 +53,21 @@ def read_usable_records(
 def iter_texts(source: str, inputs: Sequence[str]) -> Iterator[str]:
     """Yield the texts of the usable documents of native files; then print how many are left out.
 
-    Raises UserError if the source has another kind of records.
+    Raises UserError if the source has another kind of records, or if no document is usable.
     """
     reader = find_source(source)
     if not find_kind(reader.kind).is_text:
         raise UserError(f"--source {source} has {reader.kind}; this measures documents")
     records = iter_usable_records(source, inputs)
+    has_documents = False
     for record in records:
+        has_documents = True
         yield record.plain_text()
     records.print_skipped()
+    if not has_documents:
+        raise UserError(
+            f"--input {' '.join(inputs)}: no usable document; check that the files are of {source}"
+        )
 
 
 def read_split_records(shards: ShardSet, split: str, limit: int) -> list[Record]:

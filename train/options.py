@@ -373,6 +373,12 @@ class PretrainOptions(TokenBatchOptions):
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
+        if self.model.rope_scaling is not None and self.base is None:
+            lines.append(
+                f"--model.rope_scaling {self.model.rope_scaling}: extends the context of a --base, "
+                "and there is none: name the model to go on from, BASE=RUN (--base RUN), or leave "
+                "the option out"
+            )
         never_decays = self.schedule.name == "wsd" and self.schedule.decay == 0
         if self.curriculum.data is not None and never_decays:
             lines.append(

@@ -130,8 +130,8 @@ class DistractorDraw:
 
         Without a seed the draw is that of seed 0, in every epoch that of epoch 0.
         """
+        self.count = count
         self._table = table
-        self._count = count
         self._max_tokens = max_tokens
         self._seed = seed
         self._open_epoch: int | None = None  # the one that was used last, and what it has drawn:
@@ -150,7 +150,7 @@ class DistractorDraw:
             if any(num_ids > limit for limit in limits):
                 break
             chosen.append(passage)
-            if len(chosen) == self._count:
+            if len(chosen) == self.count:
                 break
         return chosen
 
@@ -165,7 +165,7 @@ class DistractorDraw:
         self._load_epoch(epoch)
         ring = self._ring
         start = self._bits[record] % len(ring)
-        for step in range(min(len(ring), _LOOKS_PER_PASSAGE * (self._count + 1))):
+        for step in range(min(len(ring), _LOOKS_PER_PASSAGE * (self.count + 1))):
             passage = ring[(start + step) % len(ring)]
             if self._table.may_join(passage, record):
                 yield passage
@@ -249,6 +249,7 @@ class DistractorExamples:
         encode: Callable[[Conversation], EncodedRecord],
     ) -> None:
         """Find where each record is cut, for rows of `length` positions."""
+        self.num_wanted = draw.count
         self._records = records
         self._length = length
         self._table = table
@@ -277,6 +278,15 @@ class DistractorExamples:
         ]
         # The last id of an example is only a target, and makes no position.
         return np.maximum(np.array(num_ids, np.int64) - 1, 0)
+
+    def mean_passages(self) -> float:
+        """Return how many other passages an example of epoch 0 has on average, 0 without any."""
+        counts = [
+            len(self._draw.choose(record, count, 0, self._length))
+            for record, count in enumerate(self._num_ids.tolist())
+            if count
+        ]
+        return sum(counts) / max(len(counts), 1)
 
     def example(self, index: int, epoch: int) -> Example:
         """Return the ids up to the last answer that is kept, and the loss mask of the answers."""

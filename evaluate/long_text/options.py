@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.options import CliVariadicArg, CommaSeparated, OutputFile
+from common.options import CliVariadicArg, CommaSeparated, OutputFile, OutputPage
 from evaluate.options import DeviceOptions
 
 
@@ -34,7 +34,7 @@ class LongTextOptions(DeviceOptions):
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"
     )
-    page: OutputFile | None = Field(
+    page: OutputPage | None = Field(
         None, description="also write a page with curves: PAGE.md, PAGE.html and PAGE-….svg"
     )
 

@@ -61,13 +61,13 @@ def find_part(fact: str) -> Part:
     return "test" if hashlib.sha256(fact.encode()).digest()[0] < _TEST_BYTES else "training"
 
 
-def draw_new(draw: Callable[[], str | None], advice: str) -> str:
+def draw_new(draw: Callable[[], str | None], message: str) -> str:
     """Return the first result of `draw` that is not None.
 
-    Raises UserError, with `advice`, after too many draws without one.
+    Raises UserError, with `message`, after too many draws without one.
     """
     for _ in range(_MAX_DRAWS):
         drawn = draw()
         if drawn is not None:
             return drawn
-    raise UserError(f"--lengths: the longest text has more entries than there are words: {advice}")
+    raise UserError(message)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from common.options import CliVariadicArg, CommaSeparated, OutputFile
+from common.options import CliVariadicArg, CommaSeparated, OutputFile, OutputPage
 from evaluate.options import DeviceOptions
 
 MIN_LENGTH = 64
@@ -76,7 +76,7 @@ class NeedleOptions(DeviceOptions):
     predictions: OutputFile | None = Field(
         None, description="write every question with its answer to this file"
     )
-    page: OutputFile | None = Field(
+    page: OutputPage | None = Field(
         None, description="also write a page with heat maps: PAGE.md, PAGE.html and PAGE-….svg"
     )
     export: OutputFile | None = Field(

@@ -52,7 +52,12 @@ def draw_facts(
         return fact if is_new and find_part(fact) == part else None
 
     while True:
-        fact = draw_new(draw, f"give shorter --lengths, or more --digits than {digits}")
+        fact = draw_new(
+            draw,
+            f"--digits {digits}: a text needs more different numbers, or names for them, than "
+            f"the {len(drawn) // 2:,} found: give more --digits, or a shorter text (--lengths; of "
+            "a haystack --needles)",
+        )
         name, value = fact.rsplit(" ", 1)
         drawn |= {name, value}
         yield name, value

@@ -36,7 +36,9 @@ def draw_topics(
         return topic if topic not in drawn and find_part(pair) == part else None
 
     while True:
-        topic = draw_new(draw, "give shorter --lengths")
+        topic = draw_new(
+            draw, "--lengths: the longest text has more topics than there are: give shorter ones"
+        )
         # The first of the openings is the one that can begin a conversation.
         opening = rng.choice(wording.openings) if drawn else wording.openings[0]
         exchanges = rng.sample(wording.exchanges, rng.randint(0, _MAX_EXCHANGES))

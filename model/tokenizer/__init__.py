@@ -27,6 +27,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return SentencePieceTokenizer(read_normalized_model(path)[0])
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer, also one that has yet to be imported."""
+    names = (TOKENIZER_FILE, IMPORTED_TOKENIZER_FILE, TOKENIZER_JSON)
+    return any((folder / name).is_file() for name in names)
+
+
 def _check_folder(path: Path) -> None:
     """Raise UserError, with the folder to name instead, for a run and for a model to import."""
     if (path / RUN_FILE).is_file() and (steps := list_steps(path)):

@@ -54,10 +54,7 @@ def assert_single_error(result: ChatResult, message: str, details: str) -> None:
 @pytest.fixture
 def broken_checkpoints(talker: Path, tmp_path: Path) -> dict[str, Path]:
     """Unusable checkpoints by name, each broken in another way."""
-    folders = {
-        name: tmp_path / name
-        for name in ("truncated", "changed", "empty", "vocabulary", "template")
-    }
+    folders = {name: tmp_path / name for name in ("truncated", "changed", "empty", "template")}
     for folder in folders.values():
         shutil.copytree(talker, folder)
     weights_file = folders["truncated"] / "model.safetensors"
@@ -65,7 +62,6 @@ def broken_checkpoints(talker: Path, tmp_path: Path) -> dict[str, Path]:
     write_manifest(folders["changed"])
     (folders["changed"] / "config.json").write_text("{}")
     (folders["empty"] / "model.safetensors").unlink()
-    (folders["vocabulary"] / "tokenizer.model").unlink()
     (folders["template"] / "template.json").write_text("[]")
     return folders
 
@@ -77,7 +73,6 @@ def broken_checkpoints(talker: Path, tmp_path: Path) -> dict[str, Path]:
         ("empty", CHECKPOINT_UNUSABLE, "is not a checkpoint"),
         ("changed", CHECKPOINT_UNUSABLE, "config.json has 2 bytes instead of"),
         ("truncated", CHECKPOINT_UNREADABLE, "model.safetensors cannot be read"),
-        ("vocabulary", CHECKPOINT_UNREADABLE, "tokenizer.model does not exist"),
         ("template", CHECKPOINT_UNREADABLE, "template.json is not a chat template"),
     ],
 )

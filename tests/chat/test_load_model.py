@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chat import load_model
+from chat.errors import ChatError
 from common import run_layout
 from common.errors import UserError
 from common.files import write_json, write_manifest
@@ -201,3 +202,17 @@ def test_conversational_model_gets_no_hint(
     save_tiny_model(tmp_path / "export", tokenizer, has_template=True)
     loaded_model = load_model.load_chat_model(tmp_path / "export", CPU, "fp32")
     assert load_model.capability_hint(loaded_model) is None
+
+
+def test_missing_tokenizer_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Prevents a folder or run without a tokenizer that is called damaged, and trained anew."""
+    folder = tmp_path / "model"
+    save_tiny_model(folder, tokenizer, has_template=True)
+    (folder / "tokenizer.model").unlink()
+    step_folder = write_run_on(tmp_path / "run", folder, [])
+    for path, named in ((folder, folder), (tmp_path / "run", step_folder)):
+        with pytest.raises(ChatError) as refused:
+            load_model.load_chat_model(path, CPU, "fp32")
+        message = str(refused.value)
+        assert message.startswith(f"{named} 中没有分词器") and "损坏" not in message
+        assert "--checkpoint" in message

@@ -16,6 +16,7 @@ from common.options import (
     CommaSeparated,
     Options,
     OutputFile,
+    OutputPage,
     default_values,
     merge_layers,
     parse_options,
@@ -87,6 +88,10 @@ class Files(Options):
     quiet: bool = False
     turn: CliSuppress[str | None] = None
     json_file: OutputFile | None = Field(None, alias="json", description="figures")
+
+
+class Page(Options):
+    page: OutputPage | None = None
 
 
 class One(Options):
@@ -445,6 +450,23 @@ def test_positionals_lists_and_output_files(tmp_path: Path) -> None:
         "'z' stands alone: options are written --key value"
     ]
     assert (parse(schema=Optional).name, parse("csl", schema=Optional).name) == (None, "csl")
+
+
+def test_output_that_root_cannot_write_either_is_refused() -> None:
+    """Prevents a path without room for files from failing after an hour of work of root."""
+    assert parse_errors("a", "--json", "/proc/x/y", schema=Files) == [
+        "--json: /proc/x/y cannot be written: /proc is not a writable folder; name another file"
+    ]
+
+
+def test_page_is_checked_by_its_files(tmp_path: Path) -> None:
+    """Prevents a page that fails after an hour of work because PAGE.html is a folder."""
+    assert parse("--page", f"{tmp_path}/x", schema=Page).page == tmp_path / "x"
+    (tmp_path / "x.html").mkdir()
+    assert parse_errors("--page", f"{tmp_path}/x", schema=Page) == [
+        f"--page: {tmp_path}/x.html is a folder; name a file to write"
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.html"]
 
 
 def test_help_shows_type_default_and_description(

@@ -39,6 +39,12 @@ from train.run.resume_check import find_differences
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 # The beginnings of differences in the length of a run, see `find_differences`.
 _LENGTH_FINGERPRINTS = ("max_steps: ", "epochs: ")
+# The beginnings of all differences that another RoPE scaling makes.
+_SCALING_FINGERPRINTS = (
+    "model.rope_scaling",
+    "model.max_position_embeddings",
+    "model.reading_heads",
+)
 
 
 class RunDir:
@@ -128,6 +134,16 @@ class RunDir:
             "can still be evaluated and chatted with)",
         )
         differences = find_differences(stored, record)
+        has_other_scaling = any(line.startswith("model.rope_scaling") for line in differences)
+        if has_other_scaling and all(
+            line.startswith(_SCALING_FINGERPRINTS) for line in differences
+        ):
+            raise UserError(
+                f"{self.folder} was started with another RoPE scaling (old -> new: "
+                f"{', '.join(differences)}): to resume it, leave out --model.rope_scaling and "
+                "--model.rope_factor; to scale its model further, start another run from it: "
+                f"--base {shlex.quote(str(self.folder))} --run runs/NAME"
+            )
         if differences:
             remedy = (
                 "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data.batching.distractors import DistractorExamples
 from model.llama import Llama
 from train import distributed
 from train.autotune import ComputePlan, count_trainable_parameters
@@ -11,6 +12,7 @@ from train.monitoring.throughput import (
     training_flops_per_token,
 )
 from train.run.directory import RunDir
+from train.run.example_data import ExampleData
 from train.run.past_lengths import advise_on_row_length, describe_pasts
 from train.run.spec import RunSpec, TrainingPlan
 
@@ -34,7 +36,8 @@ def print_run_summary(
 
     `memory_bytes` is the planned peak; `memory_advice` says what to do if it is too much.
 
-    Other advice concerns too many epochs, a missing validation split, and a run too long for a CPU.
+    Other advice concerns too many epochs, rows that are too short, a missing validation split, and
+    a run too long for a CPU.
     """
     options = spec.options
     flops = estimate_run_flops(model, plan)
@@ -47,7 +50,7 @@ def print_run_summary(
         )
     if (pasts := describe_pasts(spec, plan)) is not None:
         print(f"past      {pasts}")
-    for advice in advise_on_row_length(spec, plan):
+    for advice in [*advise_on_row_length(spec, plan), *advise_on_passages(spec)]:
         _print_note(advice)
     if not spec.evaluator.has_data:
         _print_note("no validation data: there will be no validation loss and no best checkpoint")
@@ -70,6 +73,24 @@ def print_run_summary(
         )
     state = "new" if run.start_step is None else f"continues after step {run.start_step}"
     print(f"run       {run.folder} ({state})", flush=True)
+
+
+def advise_on_passages(spec: RunSpec) -> list[str]:
+    """Return a line for each set of distractors of which rows hold fewer than its name says."""
+    if not isinstance(spec.data, ExampleData):
+        return []
+    lines = []
+    for mixture_set, examples in zip(spec.data.sets, spec.data.example_sets, strict=True):
+        if not isinstance(examples, DistractorExamples):
+            continue
+        mean = examples.mean_passages()
+        if round(mean, 1) < examples.num_wanted:
+            lines.append(
+                f"{mixture_set.name}: {mean:.1f} of {examples.num_wanted} other passages fit on "
+                "average: take a longer --sequence_length or, if the name has a number of tokens, "
+                "a larger one"
+            )
+    return lines
 
 
 def estimate_run_flops(model: Llama, plan: TrainingPlan) -> float:

@@ -153,6 +153,23 @@ def test_passages_share_what_the_answers_leave_of_a_row(
         assert lengths.max() > limit - 30
 
 
+@pytest.mark.parametrize(("length", "tokens"), [(2048, None), (150, None), (2048, 150)])
+def test_mean_is_that_of_the_examples(
+    build: Callable[..., Examples],
+    records: RecordList[Conversation],
+    tokenizer: Tokenizer,
+    length: int,
+    tokens: int | None,
+) -> None:
+    """Prevents a warning of rows that hold all passages, and none of rows that do not."""
+    examples = build(length, 8, tokens)
+    assert isinstance(examples, DistractorExamples) and examples.num_wanted == 8
+    fitting = np.flatnonzero(examples.lengths(0)).tolist()
+    found = [len(read_passages(examples, tokenizer, index, 0)) - 1 for index in fitting]
+    assert examples.mean_passages() == pytest.approx(np.mean(found))
+    assert (examples.mean_passages() < 8) == (length == 150 or tokens == 150)
+
+
 def test_lengths_of_a_survey_are_those_of_the_examples(
     build: Callable[..., Examples], records: RecordList[Conversation], tokenizer: Tokenizer
 ) -> None:

@@ -67,6 +67,17 @@ def test_long_documents_of_files_are_measured(
         run_command(long_text, *arguments, "--pasts", "4000")
 
 
+def test_files_without_a_document_are_refused_as_such(
+    run_command: Run, model_folder: Path, tmp_path: Path
+) -> None:
+    """Prevents advice to give longer documents or shorter pasts where there is no document."""
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    arguments = ["--checkpoint", model_folder, "--source", "text", "--input", empty]
+    with pytest.raises(UserError, match=r"empty\.txt: no usable document"):
+        run_command(long_text, *arguments, "--device", "cpu")
+
+
 @pytest.mark.slow
 def test_held_out_text_of_a_shard_set_is_measured(
     run_command: Run,

@@ -87,6 +87,23 @@ def test_refusal_gives_both_remedies(tmp_path: Path) -> None:
     assert "seed: 0" in (folder / "config.yaml").read_text()
 
 
+def test_another_scaling_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Prevents a list of what a scaling changes in a model, from which nobody knows the option."""
+    folder = tmp_path / "run"
+    scaling = {"rope_type": "yarn", "factor": 8.0}
+    model = {"hidden_size": 4, "max_position_embeddings": 512, "rope_scaling": scaling}
+    RunDir(folder).open({}, record(model=model), CPU)
+    (folder / METRICS_FILE).touch()
+    changed = {"max_position_embeddings": 1024, "rope_scaling": {**scaling, "factor": 16.0}}
+    with pytest.raises(UserError) as refused:
+        RunDir(folder).open({}, record(model={**model, **changed}), CPU)
+    message = str(refused.value)
+    assert "\n" not in message and "model.rope_scaling.factor: 8.0 -> 16.0" in message
+    assert "leave out --model.rope_scaling" in message and f"--base {folder}" in message
+    with pytest.raises(UserError, match="was started with other values"):
+        RunDir(folder).open({}, record(model={**model, **changed, "hidden_size": 8}), CPU)
+
+
 @pytest.mark.parametrize(
     ("values", "is_longer"),
     [({"max_steps": 9}, True), ({"epochs": 3.0, "max_steps": None}, True),

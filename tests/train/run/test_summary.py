@@ -5,12 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from data.derivations.distractors import DERIVATION
+from data.kinds import conversations
+from data.records import Conversation, Turn
 from data.shards import SPLITS, ShardSet
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 from tests.helpers.training import StubEvaluator, build_spec
 from train.autotune import ComputePlan
+from train.options import SftOptions
 from train.run.directory import RunDir
+from train.run.example_data import ExampleData
+from train.run.mixture import MixtureSet
 from train.run.start import build_model
-from train.run.summary import print_run_summary
+from train.run.summary import advise_on_passages, print_run_summary
 
 PLAN = ComputePlan("cpu", "fp32", False, 1, "chunked")
 MANY_EPOCHS = "after 40 epochs the same text teaches almost nothing"
@@ -46,3 +54,25 @@ def test_summary_warns_before_the_run(
     tokens = [ShardSet.open(shard_set).load_text(split).num_tokens for split in SPLITS]
     assert "{:,} tokens an epoch, {:,} held out; ".format(*tokens) in printed
     assert "model     tiny: " in printed and f"run       {spec.folder} (new)" in printed
+
+
+@pytest.mark.parametrize(("length", "is_told"), [(2048, False), (150, True)])
+def test_rows_without_room_for_all_passages_are_told(
+    tmp_path: Path, shard_set: Path, tokenizer: Tokenizer, length: int, is_told: bool
+) -> None:
+    """Prevents a model that was to read among eight passages, and never saw as many in training."""
+    records = [
+        Conversation(
+            (Turn(f"第{number}个村子有几口井？", f"有{number}口井。"),),
+            f"第{number}个村子在河的东边，有{number}口井。",
+        )
+        for number in range(20)
+    ]
+    stored = conversations.KIND.encode_records(tokenizer, Template(), records)
+    arguments = {"passages": 8, "tokens": None}
+    examples = DERIVATION.examples(stored, length, tokenizer, Template(), 0, arguments)
+    sets = (MixtureSet("distractors(wells,8)", ShardSet.open(shard_set), 1.0),)
+    data = ExampleData(SftOptions(), sets, Template(), [examples])
+    lines = advise_on_passages(replace(build_spec(tmp_path / "run", shard_set), data=data))
+    assert len(lines) == is_told
+    assert all("distractors(wells,8): " in line and "of 8 other passages" in line for line in lines)

@@ -3,6 +3,10 @@
 A title has to be one that a reader could give to what it stands above: of a certain length, mostly
 Chinese, no phrase that stands above anything (规划与建设), and made of characters that occur in
 the article. The article is cut at a sentence: rows for fine-tuning are short.
+
+Headlines are the longer of these titles, each above the beginning of its article alone. The
+beginning of a piece of news tells what the headline says in fewer words (LCSTS, Hu et al. 2015,
+arXiv:1506.05865, is made of such pairs: posts of at most 140 characters and their headlines).
 """
 
 import re
@@ -16,6 +20,8 @@ MIN_TITLE_CHARACTERS = 5
 MAX_TITLE_CHARACTERS = 40
 MIN_ARTICLE_CHARACTERS = 80
 MAX_ARTICLE_CHARACTERS = 800
+MIN_HEADLINE_CHARACTERS = 10
+MAX_LEAD_CHARACTERS = 140
 MAX_CAPTION = 40
 # Least share of Chinese characters among the visible ones.
 MIN_CHINESE_TITLE = 0.5
@@ -74,13 +80,18 @@ _SENTENCE_END = re.compile('[。！？!?…][”’」』）)"]*|\n')
 
 
 def make_title_pairs(
-    text: str, *, has_title_line: bool = False
+    text: str,
+    *,
+    has_title_line: bool = False,
+    min_title_characters: int = MIN_TITLE_CHARACTERS,
+    max_article_characters: int = MAX_ARTICLE_CHARACTERS,
 ) -> Iterator[Record | SkippedRecord]:
     """Yield a `Summary` for each heading of a text that is a good title of what is below it.
 
     For the others a `SkippedRecord` says why. `text` is cleaned; `has_title_line` is as in
-    `read_outline`. A section that begins where the text above it begins, without a line between
-    the two headings, is the same article: only the first of its headings that is good counts.
+    `read_outline`; `min_title_characters` counts Chinese ones. A section that begins where the text
+    above it begins, without a line between the two headings, is the same article: only the first of
+    its headings that is good counts.
     """
     sections = read_outline(text, has_title_line=has_title_line)
     used_lines: set[int] = set()
@@ -93,8 +104,8 @@ def make_title_pairs(
         if not section.heading or first_lines[number] in used_lines:
             continue
         title = clean_title(section.heading)
-        article = _join_article(sections, number, title)
-        reason = rejection_reason(title, article)
+        article = _join_article(sections, number, title, max_article_characters)
+        reason = rejection_reason(title, article, min_title_characters)
         if reason is not None:
             yield SkippedRecord(reason)
         else:
@@ -123,9 +134,11 @@ def clean_title(heading: str) -> str:
     return stripped
 
 
-def rejection_reason(title: str, article: str) -> str | None:
+def rejection_reason(
+    title: str, article: str, min_title_characters: int = MIN_TITLE_CHARACTERS
+) -> str | None:
     """Return why a title is no good for an article, or None if it is."""
-    if len(_CHINESE.findall(title)) < MIN_TITLE_CHARACTERS:
+    if len(_CHINESE.findall(title)) < min_title_characters:
         return "title_too_short"
     if len(title) > MAX_TITLE_CHARACTERS:
         return "title_too_long"
@@ -156,8 +169,8 @@ def _overlaps(title: str, article: str) -> bool:
     return has_characters and num_pairs >= MIN_PAIR_OVERLAP * len(pairs)
 
 
-def _join_article(sections: Sequence[Section], number: int, title: str) -> str:
-    """Return the prose below a heading, at most `MAX_ARTICLE_CHARACTERS` of it.
+def _join_article(sections: Sequence[Section], number: int, title: str, max_characters: int) -> str:
+    """Return the prose below a heading, at most `max_characters` of it.
 
     It goes up to the next heading of the same level or a higher one. A beginning that repeats the
     title is left out, and so are lines at the end that are no sentences: they often are captions
@@ -174,8 +187,8 @@ def _join_article(sections: Sequence[Section], number: int, title: str) -> str:
                 continue
             lines.append(line)
             num_characters += len(line) + 1
-            if num_characters > MAX_ARTICLE_CHARACTERS:
-                return cut_at_sentence("\n".join(lines), MAX_ARTICLE_CHARACTERS)
+            if num_characters > max_characters:
+                return cut_at_sentence("\n".join(lines), max_characters)
     while lines and len(lines[-1]) < MAX_CAPTION and lines[-1][-1] not in _SENTENCE_MARKS:
         lines.pop()
     return "\n".join(lines)

@@ -28,7 +28,7 @@ def article(seed: int) -> str:
     sentences = [
         "".join(chance.choices(CHARACTERS, k=chance.randint(15, 30))) + "。" for _ in range(12)
     ]
-    return f"# {sentences[0][:9]}\n\n{''.join(sentences)}"
+    return f"# {sentences[0][:12]}\n\n{''.join(sentences)}"
 
 
 def sample_test_texts() -> list[str]:
@@ -99,7 +99,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("derivation", ["titles", "pseudo_summaries"])
+@pytest.mark.parametrize(
+    "derivation", ["titles", "headlines", "headline_extracts", "pseudo_summaries"]
+)
 def test_no_record_shares_a_passage_with_a_test_set(
     derivation: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from data.from_text.title_pairs import (
     MAX_ARTICLE_CHARACTERS,
+    MAX_LEAD_CHARACTERS,
     clean_title,
     cut_at_sentence,
     make_title_pairs,
@@ -21,7 +22,7 @@ BACKUP = (
 )
 
 
-def pairs(text: str, **options: bool) -> list[tuple[str, str]]:
+def pairs(text: str, **options: int) -> list[tuple[str, str]]:
     return [
         (record.title, record.article)
         for record in make_title_pairs(text, **options)
@@ -112,6 +113,17 @@ def test_long_articles_end_with_a_sentence() -> None:
     assert article.endswith("。")
     assert cut_at_sentence("没有句号" * 10, 7) == "没有句号没有句"
     assert cut_at_sentence("他说：“走。”她没走。", 9) == "他说：“走。”"
+
+
+def test_limits_make_headlines_of_titles() -> None:
+    """Prevents headings of one word, and whole articles, among headlines and beginnings of news."""
+    text = f"# 在一台旧电脑上安装系统\n\n{INSTALL}{BACKUP}\n\n## 备份最要紧的资料\n\n{BACKUP}"
+    [(title, lead)] = pairs(
+        text, min_title_characters=10, max_article_characters=MAX_LEAD_CHARACTERS
+    )
+    assert title == "在一台旧电脑上安装系统"
+    assert len(lead) <= MAX_LEAD_CHARACTERS
+    assert lead == INSTALL + BACKUP[: BACKUP.index("备份完了")]
 
 
 def test_overlap_is_of_characters_and_of_pairs() -> None:

@@ -1,0 +1,86 @@
+"""Headlines in the words of the article: the part of its beginning that is closest to the title.
+
+A small model that is fine-tuned on headlines of people writes what sounds like a headline; one that
+is taught to copy writes what the article says, and reinforcement can then teach it what to copy.
+The part of a text with the highest ROUGE against its summary is the usual label for training an
+extractive summarizer (Nallapati et al. 2017, arXiv:1611.04230; they take sentences). Here a part is
+a run of clauses. Score and unit are those of `evaluate.metrics.rouge` on lower-cased characters.
+"""
+
+import re
+from collections.abc import Iterator
+
+from data.from_text.title_pairs import (
+    MAX_LEAD_CHARACTERS,
+    MIN_HEADLINE_CHARACTERS,
+    make_title_pairs,
+)
+from data.records import Record, SkippedRecord, Summary
+
+MIN_EXTRACT_CHARACTERS = 10
+MAX_EXTRACT_CHARACTERS = 60
+# Below this ROUGE-1 F no part of the article says what the title says.
+MIN_EXTRACT_SCORE = 0.2
+# By how much a part inside the article has to be better than its beginning, which is the easier
+# choice, and on news without any title to compare with seldom a bad one.
+MIN_GAIN_INSIDE = 0.1
+
+_CLAUSE = re.compile('[^，。；：！？!?;,\n]+[，。；：！？!?;,\n”’」』）》)"]*')
+_OUTER_MARKS = "，。；：！？!?;,\n "
+
+
+def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Record | SkippedRecord]:
+    """Yield the records of `headlines(NAME)`, each with an extract of its article as the title.
+
+    For those that have none a `SkippedRecord` says why. `text` and `has_title_line` are as in
+    `make_title_pairs`.
+    """
+    for record in make_title_pairs(
+        text,
+        has_title_line=has_title_line,
+        min_title_characters=MIN_HEADLINE_CHARACTERS,
+        max_article_characters=MAX_LEAD_CHARACTERS,
+    ):
+        if isinstance(record, Summary):
+            extract = choose_extract(record.article, record.title)
+            yield Summary(record.article, extract) if extract else SkippedRecord("no_extract")
+        else:
+            yield record
+
+
+def choose_extract(article: str, title: str) -> str:
+    """Return the consecutive clauses of an article that are closest to its title, "" if none is.
+
+    Clauses at the beginning of the article are preferred. The first is taken among equal ones.
+    """
+    best_score, best = 0.0, ""
+    first_score, first = 0.0, ""
+    for start, extract in _iter_extracts(article):
+        score = _rouge_1(extract, title)
+        if score > best_score:
+            best_score, best = score, extract
+        if start == 0 and score > first_score:
+            first_score, first = score, extract
+    if best_score <= first_score + MIN_GAIN_INSIDE:
+        best_score, best = first_score, first
+    return " ".join(best.split()) if best_score >= MIN_EXTRACT_SCORE else ""
+
+
+def _iter_extracts(article: str) -> Iterator[tuple[int, str]]:
+    """Yield the runs of clauses of a certain length, each with the number of its first clause."""
+    clauses = _CLAUSE.findall(article)
+    for start in range(len(clauses)):
+        joined = ""
+        for clause in clauses[start:]:
+            joined += clause
+            extract = joined.strip(_OUTER_MARKS)
+            if len(extract) > MAX_EXTRACT_CHARACTERS:
+                break
+            if len(extract) >= MIN_EXTRACT_CHARACTERS:
+                yield start, extract
+
+
+def _rouge_1(first: str, second: str) -> float:
+    """Return ROUGE-1 F of two texts: a character counts once, and white space does not."""
+    characters, others = (set("".join(text.lower().split())) for text in (first, second))
+    return 2 * len(characters & others) / max(len(characters) + len(others), 1)

@@ -1,0 +1,51 @@
+"""An extract is the part of an article that says what its title says."""
+
+import re
+
+from data.from_text.extracts import choose_extract, make_extracts
+from data.records import SkippedRecord, Summary
+from evaluate.metrics.rouge import compute_rouge
+
+BEGINNING = "公司昨天开了一个发布会，来的人很多，"
+INSIDE = "新款手机的电池可以用三天"
+ARTICLE = f"{BEGINNING}会上说{INSIDE}，价格和去年一样。记者们还看了工厂，然后坐车回城里去了。"
+
+
+def test_extract_is_the_part_closest_to_the_title() -> None:
+    """Prevents a model that learns to copy the beginning whatever the title is about."""
+    assert choose_extract(ARTICLE, "新手机电池可用三天") == f"会上说{INSIDE}"
+    assert choose_extract(ARTICLE, "公司开发布会") == "公司昨天开了一个发布会"
+
+
+def test_beginning_is_taken_unless_another_part_is_clearly_better() -> None:
+    """Prevents labels that jump about the article for one character more: nobody can learn them."""
+    beginning, inside = "甲乙丙丁戊己庚辛壬癸", "子丑寅卯辰巳午未申酉"
+    article = f"{beginning}。{'天地玄黄宇宙洪荒' * 6}。{inside}"
+    assert choose_extract(article, beginning[:4] + inside[:3]) == beginning
+    assert choose_extract(article, beginning[:4] + inside[:4]) == beginning
+    assert choose_extract(article, beginning[:2] + inside[:6]) == inside
+
+
+def test_article_without_such_a_part_is_skipped() -> None:
+    """Prevents extracts that say nothing of the title."""
+    assert choose_extract("完全不同的一句话在这里说着", "足球锦标赛") == ""
+    title = "发布会上说的是新款手机的电池价格"
+    text = f"# {title}\n\n{ARTICLE}{'记者们还看了工厂。' * 5}"
+    [record] = make_extracts(text)
+    assert isinstance(record, Summary) and record.title in record.article
+    [record] = make_extracts(f"# 手机\n\n{ARTICLE}")
+    assert isinstance(record, SkippedRecord)
+
+
+def test_chosen_extract_has_the_highest_rouge() -> None:
+    """Prevents a choice by another score than the one that the model is judged by."""
+    title = "Nova 的电池可以用三天，价格和去年一样"
+    article = f"{BEGINNING}没有新款！NOVA 上说{INSIDE}，价格和去年一样。然后回城里去了。"
+    clauses = re.findall("[^，。！]+[，。！]", article)
+    parts = [
+        "".join(clauses[start:end]).strip("，。！")
+        for start in range(len(clauses))
+        for end in range(start + 1, len(clauses) + 1)
+    ]
+    best = max(parts, key=lambda part: compute_rouge(part, title, case="lower")["1"].f)
+    assert choose_extract(article, title) == best

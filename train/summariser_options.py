@@ -45,6 +45,9 @@ class SummariserOptions(Options):
         False,
         description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does",
     )
+    reward_data: Mixture | None = Field(
+        None, description="summaries whose titles ROUGE compares with (default: those of --data)"
+    )
     grpo: GrpoOptions = GrpoOptions()
 
     def find_conflicts(self) -> list[str]:
@@ -53,7 +56,7 @@ class SummariserOptions(Options):
         groups: dict[str, tuple[TrainOptions, str]] = {
             "pretrain": (self.pretrain, "--text"),
             "sft": (self.sft, "--data"),
-            "grpo": (self.grpo, "--data"),
+            "grpo": (self.grpo, "--reward_data"),
         }
         for group, (options, data_option) in groups.items():
             for name in ("run", "data", "base", "tokenizer"):
@@ -63,4 +66,6 @@ class SummariserOptions(Options):
                     lines.append(f"--{group}.{name}: follows from the other options: {advice}")
         if self.pretrain.curriculum.data is not None:
             lines.append("--pretrain.curriculum.data: use --tasks")
+        if self.reward_data is not None and not self.rewards:
+            lines.append("--reward_data: is for the reward: give --rewards true, or leave it out")
         return lines

@@ -55,7 +55,10 @@ def make_summariser(options: SummariserOptions) -> None:
         ],
         result=tokenizer,
     )
-    sets = prepare_sets(options.data, tokenizer)
+    sets = prepare_sets("data", options.data, tokenizer)
+    rewarded = sets.summaries
+    if options.reward_data is not None:
+        rewarded = prepare_sets("reward_data", options.reward_data, tokenizer).summaries
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
     pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
@@ -68,7 +71,7 @@ def make_summariser(options: SummariserOptions) -> None:
     stages.run("sft", ["train.sft", *_arguments(sft)], result=tuned)
     if options.rewards:
         grpo = _to_arguments(options.grpo)
-        grpo |= {"base": tuned, "data": sets.summaries, "run": options.run}
+        grpo |= {"base": tuned, "data": rewarded, "run": options.run}
         stages.run("grpo", ["train.grpo", *_arguments(grpo)], result=options.run)
     limit = [] if options.limit is None else ["--limit", str(options.limit)]
     if sets.have_dev:
@@ -94,8 +97,8 @@ class FineTuningSets(NamedTuple):
     have_dev: bool  # whether there are summaries to choose the decoding on
 
 
-def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
-    """Prepare the sets of a mixture, and decontaminate its summaries.
+def prepare_sets(option: str, data: str, tokenizer: Path) -> FineTuningSets:
+    """Prepare the sets of the mixture that an option names, and decontaminate its summaries.
 
     Done before pretraining, after which a mistake in `data` would be found too late. Raises
     UserError if a name is unknown, if a file cannot be prepared, or if there are no summaries.
@@ -118,7 +121,7 @@ def prepare_sets(data: str, tokenizer: Path) -> FineTuningSets:
         if is_summaries:
             summary_parts.append(part)
     if not summary_parts:
-        raise UserError(f"--data {data}: there are no summaries in it, such as csl or lcsts")
+        raise UserError(f"--{option} {data}: there are no summaries in it, such as csl or lcsts")
     return FineTuningSets("+".join(parts), "+".join(summary_parts), have_dev)
 
 

@@ -112,6 +112,28 @@ def test_summaries_are_fine_tuned_on_without_test_passages(
     )
 
 
+def test_reward_may_have_other_data(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a reward for copying the extracts that fine-tuning begins with."""
+    beginning = f"在旧电脑上安装新的系统并不难。{'先下载镜像，再写进优盘。' * 12}"
+    text = f"# 在旧电脑上安装新的系统\n\n{beginning}\n"
+    Path("news.jsonl").write_text(
+        "".join(json.dumps({"text": text + str(n)}, ensure_ascii=False) + "\n" for n in range(9)),
+        encoding="utf-8",
+    )
+    run_stages(
+        monkeypatch,
+        data="csl+headline_extracts(news.jsonl):0.5",
+        rewards=True,
+        reward_data="csl+headlines(news.jsonl)",
+    )
+    assert value_of(commands[2], "--data") == "csl+headline_extracts(news.jsonl):0.5"
+    assert value_of(commands[3], "--data") == "csl+headlines(news.jsonl)"
+    with pytest.raises(UserError, match="give --rewards true"):
+        run_stages(monkeypatch, reward_data="csl")
+
+
 def test_data_without_summaries_is_refused(
     commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

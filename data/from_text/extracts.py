@@ -15,7 +15,7 @@ from data.from_text.title_pairs import (
     MIN_HEADLINE_CHARACTERS,
     make_title_pairs,
 )
-from data.records import Record, SkippedRecord, Summary
+from data.records import SkippedRecord, Summary
 
 MIN_EXTRACT_CHARACTERS = 10
 MAX_EXTRACT_CHARACTERS = 60
@@ -29,7 +29,7 @@ _CLAUSE = re.compile('[^，。；：！？!?;,\n]+[，。；：！？!?;,\n”�
 _OUTER_MARKS = "，。；：！？!?;,\n "
 
 
-def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Record | SkippedRecord]:
+def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Summary | SkippedRecord]:
     """Yield the records of `headlines(NAME)`, each with an extract of its article as the title.
 
     For those that have none a `SkippedRecord` says why. `text` and `has_title_line` are as in
@@ -41,11 +41,11 @@ def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Record
         min_title_characters=MIN_HEADLINE_CHARACTERS,
         max_article_characters=MAX_LEAD_CHARACTERS,
     ):
-        if isinstance(record, Summary):
+        if isinstance(record, SkippedRecord):
+            yield record
+        else:
             extract = choose_extract(record.article, record.title)
             yield Summary(record.article, extract) if extract else SkippedRecord("no_extract")
-        else:
-            yield record
 
 
 def choose_extract(article: str, title: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from data.from_text.outline import Section, read_outline
 from data.prepare.clean import chinese_share
-from data.records import Record, SkippedRecord, Summary
+from data.records import SkippedRecord, Summary
 
 MIN_TITLE_CHARACTERS = 5
 MAX_TITLE_CHARACTERS = 40
@@ -85,7 +85,7 @@ def make_title_pairs(
     has_title_line: bool = False,
     min_title_characters: int = MIN_TITLE_CHARACTERS,
     max_article_characters: int = MAX_ARTICLE_CHARACTERS,
-) -> Iterator[Record | SkippedRecord]:
+) -> Iterator[Summary | SkippedRecord]:
     """Yield a `Summary` for each heading of a text that is a good title of what is below it.
 
     For the others a `SkippedRecord` says why. `text` is cleaned; `has_title_line` is as in

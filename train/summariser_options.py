@@ -46,7 +46,7 @@ class SummariserOptions(Options):
         description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does",
     )
     reward_data: Mixture | None = Field(
-        None, description="summaries whose titles ROUGE compares with (default: those of --data)"
+        None, description="summaries to learn from the reward on (default: those of --data)"
     )
     grpo: GrpoOptions = GrpoOptions()
 

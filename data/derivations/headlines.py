@@ -4,11 +4,7 @@ from collections.abc import Iterable
 
 from data.derivations.base import Arguments
 from data.from_text.derived_summaries import DerivedSummaries
-from data.from_text.title_pairs import (
-    MAX_LEAD_CHARACTERS,
-    MIN_HEADLINE_CHARACTERS,
-    make_title_pairs,
-)
+from data.from_text.title_pairs import make_headlines
 from data.records import Document, Record, SkippedRecord
 
 
@@ -23,12 +19,7 @@ class Headlines(DerivedSummaries):
         self, record: Document, arguments: Arguments, *, has_title_line: bool
     ) -> Iterable[Record | SkippedRecord]:
         """See `Transformation`."""
-        return make_title_pairs(
-            record.text,
-            has_title_line=has_title_line,
-            min_title_characters=MIN_HEADLINE_CHARACTERS,
-            max_article_characters=MAX_LEAD_CHARACTERS,
-        )
+        return make_headlines(record.text, has_title_line=has_title_line)
 
 
 DERIVATION = Headlines()

@@ -1,28 +1,25 @@
 """Headlines in the words of the article: the part of its beginning that is closest to the title.
 
-A small model that is fine-tuned on headlines of people writes what sounds like a headline; one that
-is taught to copy writes what the article says, and reinforcement can then teach it what to copy.
-The part of a text with the highest ROUGE against its summary is the usual label for training an
-extractive summarizer (Nallapati et al. 2017, arXiv:1611.04230; they take sentences). Here a part is
-a run of clauses. Score and unit are those of `evaluate.metrics.rouge` on lower-cased characters.
+A small model that is fine-tuned on headlines as people write them answers with phrases that the
+article does not have. One that is fine-tuned to copy a part of the article stays with its words,
+and ROUGE as the reward can then teach it which part (docs/log.md has the comparison). The part of a
+text with the highest ROUGE against its summary is the usual label for training an extractive
+summarizer (Nallapati et al. 2017, arXiv:1611.04230; they take sentences). Here a part is a run of
+clauses. Score and unit are those of `evaluate.metrics.rouge` on lower-cased characters.
 """
 
 import re
 from collections.abc import Iterator
 
-from data.from_text.title_pairs import (
-    MAX_LEAD_CHARACTERS,
-    MIN_HEADLINE_CHARACTERS,
-    make_title_pairs,
-)
+from data.from_text.title_pairs import make_headlines
 from data.records import SkippedRecord, Summary
 
 MIN_EXTRACT_CHARACTERS = 10
 MAX_EXTRACT_CHARACTERS = 60
 # Below this ROUGE-1 F no part of the article says what the title says.
 MIN_EXTRACT_SCORE = 0.2
-# By how much a part inside the article has to be better than its beginning, which is the easier
-# choice, and on news without any title to compare with seldom a bad one.
+# By how much the ROUGE-1 F of a part inside the article has to be above that of its beginning. The
+# first sentences of news usually say most, and a small model learns to begin there more easily.
 MIN_GAIN_INSIDE = 0.1
 
 _CLAUSE = re.compile('[^，。；：！？!?;,\n]+[，。；：！？!?;,\n”’」』）》)"]*')
@@ -32,15 +29,10 @@ _OUTER_MARKS = "，。；：！？!?;,\n "
 def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Summary | SkippedRecord]:
     """Yield the records of `headlines(NAME)`, each with an extract of its article as the title.
 
-    For those that have none a `SkippedRecord` says why. `text` and `has_title_line` are as in
-    `make_title_pairs`.
+    For those that have none a `SkippedRecord` says why. `text` is cleaned; `has_title_line` is as
+    in `read_outline`.
     """
-    for record in make_title_pairs(
-        text,
-        has_title_line=has_title_line,
-        min_title_characters=MIN_HEADLINE_CHARACTERS,
-        max_article_characters=MAX_LEAD_CHARACTERS,
-    ):
+    for record in make_headlines(text, has_title_line=has_title_line):
         if isinstance(record, SkippedRecord):
             yield record
         else:

@@ -113,6 +113,19 @@ def make_title_pairs(
             yield Summary(article, title)
 
 
+def make_headlines(text: str, *, has_title_line: bool = False) -> Iterator[Summary | SkippedRecord]:
+    """Yield the longer titles of `make_title_pairs`, each with the first sentences of its article.
+
+    The rest of the articles is left out, and the title has to occur in those sentences.
+    """
+    return make_title_pairs(
+        text,
+        has_title_line=has_title_line,
+        min_title_characters=MIN_HEADLINE_CHARACTERS,
+        max_article_characters=MAX_LEAD_CHARACTERS,
+    )
+
+
 def clean_title(heading: str) -> str:
     """Return a heading without numbering, names of series and sites, and marks around it."""
     title = " ".join(_PICTOGRAM.sub(" ", heading).split())

@@ -7,6 +7,7 @@ from data.from_text.title_pairs import (
     MAX_LEAD_CHARACTERS,
     clean_title,
     cut_at_sentence,
+    make_headlines,
     make_title_pairs,
     rejection_reason,
 )
@@ -22,7 +23,7 @@ BACKUP = (
 )
 
 
-def pairs(text: str, **options: int) -> list[tuple[str, str]]:
+def pairs(text: str, **options: bool) -> list[tuple[str, str]]:
     return [
         (record.title, record.article)
         for record in make_title_pairs(text, **options)
@@ -115,15 +116,13 @@ def test_long_articles_end_with_a_sentence() -> None:
     assert cut_at_sentence("他说：“走。”她没走。", 9) == "他说：“走。”"
 
 
-def test_limits_make_headlines_of_titles() -> None:
+def test_headlines_are_long_titles_of_short_beginnings() -> None:
     """Prevents headings of one word, and whole articles, among headlines and beginnings of news."""
     text = f"# 在一台旧电脑上安装系统\n\n{INSTALL}{BACKUP}\n\n## 备份最要紧的资料\n\n{BACKUP}"
-    [(title, lead)] = pairs(
-        text, min_title_characters=10, max_article_characters=MAX_LEAD_CHARACTERS
-    )
-    assert title == "在一台旧电脑上安装系统"
-    assert len(lead) <= MAX_LEAD_CHARACTERS
-    assert lead == INSTALL + BACKUP[: BACKUP.index("备份完了")]
+    headlines = [record for record in make_headlines(text) if isinstance(record, Summary)]
+    beginning = INSTALL + BACKUP[: BACKUP.index("备份完了")]
+    assert headlines == [Summary(beginning, "在一台旧电脑上安装系统")]
+    assert len(beginning) <= MAX_LEAD_CHARACTERS
 
 
 def test_overlap_is_of_characters_and_of_pairs() -> None:

@@ -13,6 +13,7 @@ class HeadlineExtracts(DerivedSummaries):
 
     name = "headline_extracts"
     usage = "headline_extracts(NAME[,TEST_FILE…])"
+    version = 2
     description = "beginnings of articles with their part closest to the title, to copy it"
 
     def derive(

@@ -10,6 +10,11 @@ from evaluate.metrics.rouge import compute_rouge
 from evaluate.model_answer import ModelAnswer
 
 
+def rouge_1(answer: ModelAnswer, reference: str) -> float:
+    """Return ROUGE-1 F of characters, lower-cased."""
+    return float(compute_rouge(answer.text, reference, case="lower")["1"].f)
+
+
 def rouge_l(answer: ModelAnswer, reference: str) -> float:
     """Return ROUGE-L F of characters, lower-cased."""
     return float(compute_rouge(answer.text, reference, case="lower")["l"].f)

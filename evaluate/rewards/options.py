@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator
 # What a reward is of an answer. All are higher for better answers.
 REWARD_DESCRIPTIONS = {
     "rouge": "ROUGE-L F of characters with the true answer, 0 to 1",
+    "rouge-1": "ROUGE-1 F of characters, in which their order does not count",
     "exact": "1 if it is the true answer",
     "number": "1 if its last number is that of the true answer",
     "length": "the shorter length over the longer one, its own and that of the true answer, 0 to 1",

@@ -13,6 +13,7 @@ from evaluate.metrics.answer_measures import (
     exact,
     few_repetitions,
     length_ratio,
+    rouge_1,
     rouge_l,
 )
 from evaluate.metrics.repetition import is_looping
@@ -37,6 +38,7 @@ def _truncated(answer: ModelAnswer, _reference: str) -> float:
 # By the names of `REWARD_DESCRIPTIONS`.
 MEASURES: dict[str, AnswerMeasure] = {
     "rouge": rouge_l,
+    "rouge-1": rouge_1,
     "exact": exact,
     "number": _number,
     "length": length_ratio,

@@ -22,7 +22,7 @@ def test_beginning_is_taken_unless_another_part_is_clearly_better() -> None:
     beginning, inside = "甲乙丙丁戊己庚辛壬癸", "子丑寅卯辰巳午未申酉"
     article = f"{beginning}。{'天地玄黄宇宙洪荒' * 6}。{inside}"
     assert choose_extract(article, beginning[:4] + inside[:3]) == beginning
-    # 0.48 against 0.57.
+    # 0.46 against 0.56.
     assert choose_extract(article, beginning[:5] + inside[:6]) == beginning
     assert choose_extract(article, beginning[:2] + inside[:6]) == inside
 
@@ -30,7 +30,7 @@ def test_beginning_is_taken_unless_another_part_is_clearly_better() -> None:
 def test_article_without_such_a_part_is_skipped() -> None:
     """Prevents extracts that say nothing of the title."""
     assert choose_extract("完全不同的一句话在这里说着", "足球锦标赛") == ""
-    # One character in common: 0.11.
+    # One character in common: 0.15.
     assert choose_extract("完全不同的一句话在这里说着", "足球赛的票") == ""
     title = "发布会上说的是新款手机的电池价格"
     text = f"# {title}\n\n{ARTICLE}{'记者们还看了工厂。' * 5}"
@@ -43,7 +43,7 @@ def test_article_without_such_a_part_is_skipped() -> None:
 def test_extracts_have_a_length_like_headlines() -> None:
     """Prevents answers of one word, and answers as long as the article."""
     long_clause = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳"
-    assert choose_extract(f"好球！{long_clause}", "好球") == ""
+    assert choose_extract(f"好球！{long_clause}", "球") == ""
     assert choose_extract(f"{long_clause}{long_clause}", long_clause) == ""
 
 
@@ -53,7 +53,7 @@ def test_capital_letters_count_as_small_ones() -> None:
     assert choose_extract(article, "IPHONE SELLS WELL") == "iphone sells well"
 
 
-def test_chosen_extract_has_the_highest_rouge() -> None:
+def test_chosen_extract_has_the_best_rouge_by_recall() -> None:
     """Prevents a choice by another score than the one that the model is judged by."""
     title = "Nova 的电池可以用三天，价格和去年一样"
     article = f"{BEGINNING}没有新款！NOVA 上说{INSIDE}，价格和去年一样。然后回城里去了。"
@@ -63,5 +63,20 @@ def test_chosen_extract_has_the_highest_rouge() -> None:
         for start in range(len(clauses))
         for end in range(start + 1, len(clauses) + 1)
     ]
-    best = max(parts, key=lambda part: compute_rouge(part, title, case="lower")["1"].f)
-    assert choose_extract(article, title) == best
+
+    def f2(part: str) -> float:
+        score = compute_rouge(part, title, case="lower")["1"]
+        total = 4 * score.precision + score.recall
+        return 5 * score.precision * score.recall / total if total else 0.0
+
+    assert choose_extract(article, title) == max(parts, key=f2)
+
+
+def test_recall_counts_twice() -> None:
+    """Prevents a model that stops after the first clause, and one that copies whole sentences."""
+    first, title = "甲乙丙丁戊己庚辛壬癸", "甲乙丙丁戊子天地玄黄"
+    # 0.51 against 0.50, by F1 0.41 against 0.50.
+    longer = f"{first}，子丑寅卯辰巳午未"
+    assert choose_extract(longer, title) == longer
+    # 0.48 against 0.50, by F3 0.53 against 0.50.
+    assert choose_extract(f"{first}，子丑寅卯辰巳午未申酉戌亥", title) == first

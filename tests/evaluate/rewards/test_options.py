@@ -18,7 +18,7 @@ def test_names_weights_and_files() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bleu", "unknown reward bleu; choose rouge, exact"),
+        ("bleu", "unknown reward bleu; choose rouge, rouge-1, exact"),
         ("rouge:much", "the weight of rouge, much, must be a number other than 0"),
         ("rouge:0", "other than 0"),
         ("rouge:inf", "other than 0"),

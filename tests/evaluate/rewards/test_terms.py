@@ -25,6 +25,9 @@ def test_every_described_reward_can_be_computed() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reference", "expected"),
     [
+        ("rouge", "三天第", "第三天", 2 / 3),
+        ("rouge-1", "三天第", "第三天", 1.0),
+        ("rouge-1", "第一", "第三天", 0.4),
         ("exact", " 第三天\n", "第三天", 1.0),
         ("exact", "第三天。", "第三天", 0.0),
         ("number", "3+9=十二", "12", 1.0),

@@ -46,7 +46,9 @@ class SummariserOptions(Options):
         description="after fine-tuning, learn from ROUGE of sampled titles, as make grpo does",
     )
     reward_data: Mixture | None = Field(
-        None, description="summaries to learn from the reward on (default: those of --data)"
+        None,
+        description="summaries to learn from the reward on; the decoding is chosen, and the report "
+        "made, on them (default: those of --data)",
     )
     grpo: GrpoOptions = GrpoOptions()
 

@@ -56,9 +56,14 @@ def make_summariser(options: SummariserOptions) -> None:
         result=tokenizer,
     )
     sets = prepare_sets("data", options.data, tokenizer)
-    rewarded = sets.summaries
+    rewarded = sets
     if options.reward_data is not None:
-        rewarded = prepare_sets("reward_data", options.reward_data, tokenizer).summaries
+        rewarded = prepare_sets("reward_data", options.reward_data, tokenizer)
+        if rewarded.all != rewarded.summaries:
+            raise UserError(
+                f"--reward_data {options.reward_data}: all of it has to be summaries, such as csl "
+                "or headlines(news.jsonl)"
+            )
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
     pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
@@ -71,10 +76,11 @@ def make_summariser(options: SummariserOptions) -> None:
     stages.run("sft", ["train.sft", *_arguments(sft)], result=tuned)
     if options.rewards:
         grpo = _to_arguments(options.grpo)
-        grpo |= {"base": tuned, "data": rewarded, "run": options.run}
+        grpo |= {"base": tuned, "data": rewarded.summaries, "run": options.run}
         stages.run("grpo", ["train.grpo", *_arguments(grpo)], result=options.run)
     limit = [] if options.limit is None else ["--limit", str(options.limit)]
-    if sets.have_dev:
+    # The sets of the last run are those that it is evaluated on.
+    if rewarded.have_dev:
         # With a file of its figures, an interrupted stage goes on where it was.
         figures = ["--json", str(recipe / run_layout.DECODING_FILE)]
         stages.run(

@@ -26,7 +26,11 @@ MIN_EXTRACT_SCORE = 0.2
 # first sentences of news usually say most, and a small model learns to begin there more easily.
 MIN_GAIN_INSIDE = 0.1
 
-_CLAUSE = re.compile('[^，。；：！？!?;,\n]+[，。；：！？!?;,\n”’」』）》)"]*')
+# A comma between digits is part of a number.
+_CLAUSE = re.compile(
+    r"(?:[^，。；：！？!?;,\n]|(?<=[0-9]),(?=[0-9]))+[，。；：！？!?;,\n”’」』）》)]*"
+)
+_QUOTES = ("“”", "‘’", "「」", "『』", "《》", "（）", "()")
 _OUTER_MARKS = "，。；：！？!?;,\n "
 
 
@@ -57,7 +61,7 @@ def choose_extract(article: str, title: str) -> str:
             best_score, best = score, extract
         if start == 0 and score > first_score:
             first_score, first = score, extract
-    if best_score <= first_score + MIN_GAIN_INSIDE:
+    if first_score >= MIN_EXTRACT_SCORE and best_score <= first_score + MIN_GAIN_INSIDE:
         best_score, best = first_score, first
     return " ".join(best.split()) if best_score >= MIN_EXTRACT_SCORE else ""
 
@@ -72,8 +76,13 @@ def _iter_extracts(article: str) -> Iterator[tuple[int, str]]:
             extract = joined.strip(_OUTER_MARKS)
             if len(extract) > MAX_EXTRACT_CHARACTERS:
                 break
-            if len(extract) >= MIN_EXTRACT_CHARACTERS:
+            if len(extract) >= MIN_EXTRACT_CHARACTERS and _closes_quotes(extract):
                 yield start, extract
+
+
+def _closes_quotes(text: str) -> bool:
+    """Return whether quotation marks and brackets are there in pairs."""
+    return all(text.count(opening) == text.count(closing) for opening, closing in _QUOTES)
 
 
 def _score(extract: str, title: str) -> float:

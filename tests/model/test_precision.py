@@ -1,5 +1,6 @@
 """The precision that "auto" stands for."""
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_auto_on_a_cpu_follows_processor_and_shape(
     """Prevents bf16 where it is emulated or no faster, and other figures for the sample."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "read_text", lambda _: cpu_info)
     assert resolve_precision(CPU, "auto", trained=LARGE) == large
     assert resolve_precision(CPU, "auto", trained=replace(LARGE, vocab_size=8192)) == large
@@ -41,3 +43,16 @@ def test_auto_on_a_cpu_follows_processor_and_shape(
     assert resolve_precision(CPU, "auto") == "fp32"
     assert resolve_precision(CPU, "fp32", trained=LARGE) == "fp32"
     assert resolve_precision(CPU, "bf16", trained=SAMPLE) == "bf16"
+
+
+def test_processors_of_amd_are_known_without_linux(monkeypatch: MonkeyPatch) -> None:
+    """Prevents fp32 on Windows with a processor that is fast in bf16."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    for name, expected in (
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "bf16"),
+        ("Intel64 Family 6 Model 85 Stepping 11, GenuineIntel", "fp32"),
+    ):
+        monkeypatch.setattr(platform, "processor", lambda name=name: name)
+        assert resolve_precision(CPU, "auto", trained=LARGE) == expected

@@ -130,6 +130,13 @@ def test_reward_may_have_other_data(
     )
     assert value_of(commands[2], "--data") == "csl+headline_extracts(news.jsonl):0.5"
     assert value_of(commands[3], "--data") == "csl+headlines(news.jsonl)"
+    assert commands[4][0] == "evaluate.decoding"
+    # The decoding is chosen on the dev split of these data, not on that of --data.
+    commands.clear()
+    run_stages(monkeypatch, data="csl", rewards=True, reward_data="headlines(news.jsonl)")
+    assert [command[0] for command in commands] == ["train.sft", "train.grpo", "evaluate"]
+    with pytest.raises(UserError, match="all of it has to be summaries"):
+        run_stages(monkeypatch, rewards=True, reward_data="csl+redgpt")
     with pytest.raises(UserError, match="give --rewards true"):
         run_stages(monkeypatch, reward_data="csl")
 

@@ -138,7 +138,9 @@ class ShardSet:
             return None
         if derived["name"] not in derivation_names():
             raise UserError(f"{self.folder}: {derived['name']} is no derivation of this version")
-        return find_derivation(derived["name"]), derived["arguments"]
+        derivation = find_derivation(derived["name"])
+        # Those that take any kind keep it; the others make the same of every set.
+        return derivation.for_kind(self.kind) or derivation, derived["arguments"]
 
     def examples(
         self,

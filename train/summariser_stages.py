@@ -19,7 +19,8 @@ from common.files import read_json, write_json
 from common.flat_tables import flatten
 from common.metrics_file import read_metrics
 from common.options import default_values
-from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
+from data.corpora.resolver import parse_name, replaced_corpus_name, resolve_shard_set
+from data.corpora.sample import SAMPLE_NAME
 from data.derived_name import parse_derived_name
 from data.kinds import summaries
 from data.mixture import REPLAY, parse_mixture
@@ -39,14 +40,18 @@ def make_summariser(options: SummariserOptions) -> None:
     Raises UserError if the text or the data does not exist. Exits with the code of a stage that
     fails.
     """
-    if options.text != "sample" and not Path(options.text).exists():
+    named = parse_name(options.text)
+    raw_text = options.text if named is None else named.source
+    is_sample = raw_text == SAMPLE_NAME
+    if not is_sample and not Path(raw_text).exists():
         raise UserError(f"--text {options.text}: no such file or folder, and not the sample")
+    text = options.text if is_sample or named is not None else f"decontaminated({raw_text})"
     recipe = options.run.with_name(f"{options.run.name}-recipe")
     recipe.mkdir(parents=True, exist_ok=True)
     stages = Stages(recipe / _STAGES_FILE)
     tokenizer = recipe / "tokenizer"
     # Without inputs the command takes those of the sample.
-    inputs = [] if options.text == "sample" else ["--input", options.text]
+    inputs = [] if is_sample else ["--input", raw_text]
     stages.run(
         "tokenizer",
         [
@@ -66,10 +71,10 @@ def make_summariser(options: SummariserOptions) -> None:
             )
     base = options.run.with_name(f"{options.run.name}-base")
     pretrain = _to_arguments(options.pretrain)
-    pretrain |= {"tokenizer": tokenizer, "data": options.text, "run": base}
+    pretrain |= {"tokenizer": tokenizer, "data": text, "run": base}
     if options.hours is not None:
         pretrain["max_steps"] = _plan_steps(options, stages, recipe / "speed", pretrain)
-    pretrain["curriculum.data"] = options.tasks or f"titles_as_text({options.text})"
+    pretrain["curriculum.data"] = options.tasks or f"titles_as_text({raw_text})"
     stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
     tuned = options.run.with_name(f"{options.run.name}-sft") if options.rewards else options.run
     sft = _to_arguments(options.sft) | {"base": base, "data": sets.all, "run": tuned}
@@ -96,7 +101,7 @@ def make_summariser(options: SummariserOptions) -> None:
 
 
 class FineTuningSets(NamedTuple):
-    """Mixtures to fine-tune on, in which summaries are decontaminated."""
+    """Mixtures to fine-tune on, decontaminated."""
 
     all: str
     summaries: str  # the part of them that is summaries
@@ -104,7 +109,7 @@ class FineTuningSets(NamedTuple):
 
 
 def prepare_sets(option: str, data: str, tokenizer: Path) -> FineTuningSets:
-    """Prepare the sets of the mixture that an option names, and decontaminate its summaries.
+    """Prepare the sets of the mixture that an option names, and decontaminate them.
 
     Done before pretraining, after which a mistake in `data` would be found too late. Raises
     UserError if a name is unknown, if a file cannot be prepared, or if there are no summaries.
@@ -117,7 +122,7 @@ def prepare_sets(option: str, data: str, tokenizer: Path) -> FineTuningSets:
         if name != REPLAY:
             folder = resolve_shard_set(name, tokenizer)
             is_summaries = ShardSet.open(folder).kind is summaries.KIND
-            if is_summaries and _may_share_passages(name, folder):
+            if _may_share_passages(name, folder):
                 name = f"decontaminated({name})"
                 folder = resolve_shard_set(name, tokenizer)
             if is_summaries and len(ShardSet.open(folder).load_records("validation")):
@@ -132,9 +137,9 @@ def prepare_sets(option: str, data: str, tokenizer: Path) -> FineTuningSets:
 
 
 def _may_share_passages(name: str, folder: Path) -> bool:
-    """Return whether a set of summaries has to be compared with the test sets.
+    """Return whether a set has to be compared with the test sets.
 
-    Those that a name derives do not: `decontaminated` takes no derived set, and all derivations of
+    Those that a name derives do not: `decontaminated` takes no derived set, and the derivations of
     summaries compare by themselves. The sample's do not either: its articles are made of the same
     few sentences, and none would be left.
     """

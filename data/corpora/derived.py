@@ -41,16 +41,17 @@ def derive_if_outdated(name: DerivedName, resolve_source: Callable[[str], Path])
     arguments have been checked. Raises UserError if the arguments are wrong, if the source is not
     of the right kind, or if no record is left to train on.
     """
-    derivation = find_derivation(name.derivation)
+    found = find_derivation(name.derivation)
     try:
-        arguments = derivation.parse_arguments(name.arguments)
+        arguments = found.parse_arguments(name.arguments)
     except ValueError as error:
-        raise UserError(f"{name}: {error}: {derivation.usage}") from None
+        raise UserError(f"{name}: {error}: {found.usage}") from None
     source = ShardSet.open(resolve_source(name.source))
-    if source.kind is not derivation.source_kind:
+    derivation = found.for_kind(source.kind)
+    if derivation is None:
         raise UserError(
-            f"{name}: {name.source} holds {source.kind.name}, and {derivation.usage} is for "
-            f"{derivation.source_kind.name}"
+            f"{name}: {name.source} holds {source.kind.name}, and {found.usage} is for "
+            f"{found.source_kind.name}"
         )
     out = PREPARED_FOLDER / name.label(_label_source(source.folder.resolve()))
     derived = {

@@ -167,11 +167,11 @@ class _Transformer:
     ) -> None:
         """Open the set in a folder for the transformation called `name`."""
         self._held_out = HeldOutNgrams(held_out) if held_out is not None else None
-        derivation = find_derivation(name)
+        self._shards = ShardSet.open(folder)
+        derivation = find_derivation(name).for_kind(self._shards.kind)
         assert isinstance(derivation, Transformation)
         self._derivation = derivation
         self._arguments = arguments
-        self._shards = ShardSet.open(folder)
         self._splits: dict[str, Sequences | StoredRecords[Any]] = {}
         self._tokenizer = self._shards.load_tokenizer()
         self._template = load_template(folder)
@@ -185,20 +185,26 @@ class _Transformer:
         split, start, stop = chunk
         if split not in self._splits:
             self._splits[split] = self._shards.load_split(split)
-        results: list[Record | SkippedRecord] = []
+        stored = self._splits[split]
+        kind = self._derivation.kind
+        results: list[Record | Result] = []
         for index in range(start, stop):
-            record = _load_record(self._splits[split], index, self._tokenizer)
+            record = _load_record(stored, index, self._tokenizer)
             derived = self._derivation.derive(
                 record, self._arguments, has_title_line=self._has_title_line
             )
-            results += map(self._check_held_out, derived)
+            for result in map(self._check_held_out, derived):
+                if isinstance(result, SkippedRecord):
+                    results.append(result.reason)
+                elif result is record and kind is self._shards.kind:
+                    # Unchanged, so there is nothing to encode.
+                    results.append(_stored_row(stored, index, self._tokenizer))
+                else:
+                    results.append(result)
         records = [result for result in results if isinstance(result, Record)]
-        kind = self._derivation.kind
         encoded = iter(kind.encode(self._tokenizer, self._template, records) if records else ())
         return [
-            result.reason
-            if isinstance(result, SkippedRecord)
-            else self._encoded_row(result, *next(encoded))
+            self._encoded_row(result, *next(encoded)) if isinstance(result, Record) else result
             for result in results
         ]
 

@@ -37,6 +37,10 @@ class Derivation(abc.ABC, Generic[R]):
     source_kind: RecordKind[R]
     kind: RecordKind[Any]  # of the derived records
 
+    def for_kind(self, source_kind: RecordKind[Any]) -> "Derivation[Any] | None":
+        """Return the derivation of sets of a kind, None if there is none of them."""
+        return self if source_kind is self.source_kind else None
+
     @abc.abstractmethod
     def parse_arguments(self, arguments: tuple[str, ...]) -> Arguments:
         """Return the arguments by name. Raises ValueError if one is missing or wrong."""

@@ -30,7 +30,7 @@ MIN_GAIN_INSIDE = 0.1
 _CLAUSE = re.compile(
     r"(?:[^，。；：！？!?;,\n]|(?<=[0-9]),(?=[0-9]))+[，。；：！？!?;,\n”’」』）》)]*"
 )
-_QUOTES = ("“”", "‘’", "「」", "『』", "《》", "（）", "()")
+_OPENING, _CLOSING = "“‘「『《（(", "”’」』》）)"
 _OUTER_MARKS = "，。；：！？!?;,\n "
 
 
@@ -82,7 +82,7 @@ def _iter_extracts(article: str) -> Iterator[tuple[int, str]]:
 
 def _closes_quotes(text: str) -> bool:
     """Return whether quotation marks and brackets are there in pairs."""
-    return all(text.count(opening) == text.count(closing) for opening, closing in _QUOTES)
+    return all(text.count(a) == text.count(b) for a, b in zip(_OPENING, _CLOSING, strict=True))
 
 
 def _score(extract: str, title: str) -> float:

@@ -112,6 +112,31 @@ def test_summaries_are_fine_tuned_on_without_test_passages(
     )
 
 
+def test_nothing_is_trained_on_with_a_test_passage(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents test passages in the text, or in the conversations beside the summaries."""
+    for name, record in (
+        ("news.jsonl", {"text": "今天的新闻说的是天气。" * 9}),
+        ("talk.jsonl", {"instruction": "今天天气怎么样？", "output": "今天是晴天。"}),
+    ):
+        lines = (json.dumps({**record, "id": n}, ensure_ascii=False) for n in range(40))
+        Path(name).write_text("\n".join(lines), encoding="utf-8")
+    run_stages(monkeypatch, text="news.jsonl", data="csl+talk.jsonl:0.1")
+    assert value_of(commands[0], "--input") == "news.jsonl"
+    assert value_of(commands[1], "--data") == "decontaminated(news.jsonl)"
+    assert value_of(commands[1], "--curriculum.data") == "titles_as_text(news.jsonl)"
+    assert value_of(commands[2], "--data") == "csl+decontaminated(talk.jsonl):0.1"
+    # With a test file of one's own.
+    named = "decontaminated(news.jsonl,test.tsv)"
+    commands.clear()
+    run_stages(monkeypatch, text=named, run=Path("runs/other"))
+    assert value_of(commands[0], "--input") == "news.jsonl"
+    assert value_of(commands[1], "--data") == named
+    with pytest.raises(UserError, match=r"--text .*none\.jsonl.*: no such file or folder"):
+        run_stages(monkeypatch, text="decontaminated(none.jsonl)")
+
+
 def test_reward_may_have_other_data(
     commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from common.errors import UserError
 from data.batching.summary_prompts import EncodedRequests
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
-from data.kinds import conversations, documents
+from data.kinds import conversations, documents, summaries
 from data.prepare.contamination import NGRAM_SIZE
 from data.records import Summary
 from data.shards import SPLITS, ShardSet
@@ -170,16 +170,16 @@ def test_test_file_that_does_not_exist_is_refused() -> None:
 def test_text_to_pretrain_on_is_what_fine_tuning_sees() -> None:
     """Prevents a pretraining in other ids than those that fine-tuning goes on with."""
     write_corpus(Path("corpus.jsonl"), [])
-    summaries = ShardSet.open(resolve_shard_set("titles(corpus.jsonl)", SMALL_TOKENIZER))
+    titles = ShardSet.open(resolve_shard_set("titles(corpus.jsonl)", SMALL_TOKENIZER))
     text = ShardSet.open(resolve_shard_set("titles_as_text(corpus.jsonl)", SMALL_TOKENIZER))
     assert text.kind is documents.KIND
-    tokenizer, records = summaries.load_tokenizer(), summaries.load_records("train")
+    tokenizer, records = titles.load_tokenizer(), titles.load_records("train")
     requests = EncodedRequests(tokenizer, Template())
     sequences = text.load_text("train")
     assert len(sequences) == len(records)
     used = set()
     for index in range(len(records)):
-        ids, [(start, _)] = summaries.kind.encode_one(tokenizer, Template(), records, index)
+        ids, [(start, _)] = titles.kind.encode_one(tokenizer, Template(), records, index)
         rows = [
             [*requests.prompt(request, ids[:start]), *ids[start:], tokenizer.eos_id]
             for request in range(len(requests.lengths))
@@ -228,3 +228,33 @@ def test_records_as_text_are_what_fine_tuning_sees(derivation: str, name: str) -
         assert {tuple(row[-9:-1]) for row in ids} <= expected
     assert {row[0] for row in ids} == {tokenizer.bos_id}
     assert {row[-1] for row in ids} == {tokenizer.eos_id}
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "records.jsonl"])
+def test_text_and_conversations_are_decontaminated_as_they_are_stored(name: str) -> None:
+    """Prevents training on test passages in other kinds than summaries, and ids that change."""
+    leaked = sample_test_texts()[0][20:60]
+    if name == "corpus.jsonl":
+        write_corpus(Path(name), [leaked])
+    else:
+        write_records(Path(name), leaked)
+    source = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER))
+    derived = ShardSet.open(resolve_shard_set(f"decontaminated({name})", SMALL_TOKENIZER))
+    assert derived.kind is source.kind is not summaries.KIND
+    assert derived.manifest["report"]["dropped"] == {"shares a passage with a test set": 1}
+    stored, kept = (
+        {
+            split.tokens(index).tobytes() if source.kind.is_text else split.line(index).tobytes()
+            for split in map(shards.load_split, SPLITS)
+            for index in range(len(split))
+        }
+        for shards in (source, derived)
+    )
+    assert kept < stored and len(kept) == NUM_ARTICLES - 1
+    # What training sees is that of the kind.
+    tokenizer = derived.load_tokenizer()
+    examples, expected = (
+        shards.examples(shards.load_split("train"), 512, tokenizer, Template(), seed=0)
+        for shards in (derived, source)
+    )
+    assert type(examples) is type(expected)

@@ -15,7 +15,7 @@ import numpy as np
 from data.from_text.outline import read_outline
 from data.from_text.title_pairs import MIN_CHINESE_ARTICLE
 from data.prepare.clean import chinese_share, code_points
-from data.records import Record, SkippedRecord, Summary
+from data.records import SkippedRecord, Summary
 
 # Characters of a text of which one summary is made, before the summary is taken out.
 MAX_TEXT_CHARACTERS = 600
@@ -34,7 +34,7 @@ _SPACE = re.compile(r"\s")
 
 def make_pseudo_summaries(
     text: str, *, has_title_line: bool = False
-) -> Iterator[Record | SkippedRecord]:
+) -> Iterator[Summary | SkippedRecord]:
     """Yield a `Summary` for each stretch of a text, its title a few of the stretch's sentences.
 
     A stretch is prose below one heading, of at most `MAX_TEXT_CHARACTERS`. For those that give
@@ -60,7 +60,7 @@ def iter_stretches(prose: str) -> Iterator[list[str]]:
         yield stretch
 
 
-def summarize(sentences: list[str]) -> Record | SkippedRecord:
+def summarize(sentences: list[str]) -> Summary | SkippedRecord:
     """Return the sentences that say most of the others as the summary of the others."""
     text = "".join(sentences)
     if len(text) < MIN_TEXT_CHARACTERS or len(sentences) < MIN_SENTENCES:

@@ -1,10 +1,15 @@
 """Tests of how long threads wait for each other before they sleep."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import evaluate
 
 # Every command begins like this one, with `run_main`. libgomp prints its settings when it loads.
 COMMAND = """
@@ -57,3 +62,26 @@ def test_threads_of_batches_wait_as_libgomp_does_where_they_adapt_to_the_load() 
 def test_environment_of_the_user_wins(variables: dict[str, str], expected: str) -> None:
     """A user who knows the machine better could not say so."""
     assert expected in settings_of_libgomp(**variables)
+
+
+def commands_with_answers() -> list[Path]:
+    """Return the evaluations that generate answers: they have an option for the longest one."""
+    [package] = map(Path, evaluate.__path__)
+    found = []
+    for path in package.rglob("*.py"):
+        options = re.search(r"parse_options\(\s*(\w+)", path.read_text("utf-8"))
+        if options is None or "run_main(main" not in path.read_text("utf-8"):
+            continue
+        name = ".".join(("evaluate", *path.relative_to(package).with_suffix("").parts))
+        fields = getattr(importlib.import_module(name), options[1]).model_fields
+        if "max_new_tokens" in fields:
+            found.append(path)
+    return found
+
+
+def test_evaluations_with_answers_decode_at_full_speed() -> None:
+    """Prevents a new evaluation whose threads sleep between all products of a batch."""
+    commands = commands_with_answers()
+    assert len(commands) > 5
+    for path in commands:
+        assert "run_main(main, decodes_batches=True)" in path.read_text("utf-8"), path

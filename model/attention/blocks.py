@@ -188,7 +188,8 @@ class _KeyStrip(NamedTuple):
         torch.bmm(self.d_scores, self.q, out=self.product)
         self.d_k.copy_(self.product)
         torch.bmm(self.d_scores.mT, self.k, out=self.query_product)
-        self.d_q.add_(self.query_product)
+        if self.query_product is not self.d_q:
+            self.d_q.add_(self.query_product)
 
 
 class _Layout:
@@ -274,6 +275,7 @@ class _Layout:
         num_masked = (stop - start) * shape.group if start >= shape.prefix else 0
         first_scores = scores[:, :, :num_masked].unflatten(2, (-1, shape.group))
         with_column = slice(shape.head_dim + 1)
+        d_q = self.d_q[:, rows]
         return _KeyStrip(
             k=self.k[:, start:stop],
             k_1=self._wide_k[:, start:stop, with_column],
@@ -289,8 +291,9 @@ class _Layout:
             product=_first(self._products, len(q), stop - start, shape.head_dim),
             d_k=self.d_k[:, start:stop],
             d_v=self.d_v[:, start:stop],
-            query_product=_first(self._products, *q.shape),
-            d_q=self.d_q[:, rows],
+            # The first keys are seen by all queries, so theirs is the first part of all gradients.
+            query_product=_first(self._products, *q.shape) if start else d_q,
+            d_q=d_q,
         )
 
 
@@ -369,7 +372,6 @@ class _Part(NamedTuple):
         layout.delta.neg_()
         layout.k_ones.fill_(1)
         layout.v_ones.fill_(1)
-        layout.d_q.zero_()
 
     def store_gradients(self, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
         """Copy gradients out of the buffers; add those of prefixes, which are there already."""

@@ -9,12 +9,12 @@ from common.options import CliVariadicArg, OutputFile
 from evaluate.decoding.settings import GREEDY, Decoding, parse_decoding
 from evaluate.options import DeviceOptions
 
+# Beams without repeated 3-grams alone: the likeliest text is often one that loops.
 DEFAULT_SETTINGS = (
     "no_repeat_ngram=3",
-    "beams=4,length_penalty=0.5",
-    "beams=4",
-    "beams=4,length_penalty=2",
+    "beams=4,length_penalty=0.5,no_repeat_ngram=3",
     "beams=4,no_repeat_ngram=3",
+    "beams=4,length_penalty=2,no_repeat_ngram=3",
     "samples=16,temperature=0.5",
     "samples=16,temperature=1",
 )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 # Seconds between two looks at the load, which is counted in hundredths of a second; and after how
-# many the mean since the last look says too little about the present.
+# many the mean since the last look of an earlier loop says too little about the present.
 _INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0
 _STATISTICS = Path("/proc/stat")
 # The columns of a line of it, in clock ticks since the start of the machine.
@@ -71,6 +71,7 @@ class FreeProcessors:
         most = most_threads()
         has_choice = most > 1 and "OMP_NUM_THREADS" not in os.environ and not _is_switched_off
         self._adapts = has_choice and _read_times() is not None
+        self._has_looked = False
         _state.most_threads = most
         _state.num_loops += 1
         return self
@@ -91,10 +92,12 @@ class FreeProcessors:
         if not self._adapts or (last and time.monotonic() - last.clock < _INTERVAL):
             return
         now = _state.last = _read_times()
+        has_looked, self._has_looked = self._has_looked, True
         if now is None or last is None:
             return
         seconds, num_threads = now.clock - last.clock, _state.most_threads
-        if seconds < _LONGEST_INTERVAL:
+        # A step of this loop may take longer, above all with threads that wait for processors.
+        if has_looked or seconds < _LONGEST_INTERVAL:
             busy = (now.all_busy - last.all_busy) - (now.own_busy - last.own_busy)
             num_free = round((os.cpu_count() or 1) - busy / seconds)
             num_threads = min(max(num_free, 1), num_threads)

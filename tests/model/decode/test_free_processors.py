@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from model.decode import free_processors
+from model.decode.free_processors import FreeProcessors
 
 # Prints the threads on entry, after a while of single-threaded work, within another loop that ends
 # later, and after both.
@@ -59,3 +63,35 @@ def test_threads_leave_busy_processors(root: Path) -> None:
         for other in others:
             other.kill()
             other.wait()
+
+
+def test_slow_steps_do_not_bring_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents steps that take seconds, because threads wait, from being decoded by all threads."""
+    num_processors = os.cpu_count() or 1
+    clock = iter(range(0, 1000, 5))
+
+    def read_times() -> free_processors._Times:
+        now = float(next(clock))
+        return free_processors._Times(now, all_busy=now * num_processors, own_busy=0.1 * now)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(free_processors, "_is_switched_off", False)
+    monkeypatch.setattr(free_processors, "_read_times", read_times)
+    monkeypatch.setattr(free_processors.time, "monotonic", lambda: float("inf"))
+    monkeypatch.setattr(free_processors._state, "last", None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with FreeProcessors() as processors:
+            threads = []
+            for _ in range(3):
+                processors.adapt()
+                threads.append(torch.get_num_threads())
+        # Of the load before the first step nothing is known.
+        assert threads == [2, 1, 1]
+        # The last look of that loop is too old for the next one.
+        with FreeProcessors() as processors:
+            processors.adapt()
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

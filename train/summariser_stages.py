@@ -41,11 +41,17 @@ def make_summariser(options: SummariserOptions) -> None:
     fails.
     """
     named = parse_name(options.text)
-    raw_text = options.text if named is None else named.source
+    if named is not None and named.derivation != "decontaminated":
+        raise UserError(
+            f"--text {options.text}: has to be a file or folder, the sample, or "
+            "decontaminated(FILE,TEST_FILE…)"
+        )
+    raw_text, test_files = (options.text, ()) if named is None else (named.source, named.arguments)
     is_sample = raw_text == SAMPLE_NAME
     if not is_sample and not Path(raw_text).exists():
         raise UserError(f"--text {options.text}: no such file or folder, and not the sample")
-    text = options.text if is_sample or named is not None else f"decontaminated({raw_text})"
+    checked_text = ",".join((raw_text, *test_files))
+    text = options.text if is_sample else f"decontaminated({checked_text})"
     recipe = options.run.with_name(f"{options.run.name}-recipe")
     recipe.mkdir(parents=True, exist_ok=True)
     stages = Stages(recipe / _STAGES_FILE)
@@ -74,7 +80,7 @@ def make_summariser(options: SummariserOptions) -> None:
     pretrain |= {"tokenizer": tokenizer, "data": text, "run": base}
     if options.hours is not None:
         pretrain["max_steps"] = _plan_steps(options, stages, recipe / "speed", pretrain)
-    pretrain["curriculum.data"] = options.tasks or f"titles_as_text({raw_text})"
+    pretrain["curriculum.data"] = options.tasks or f"titles_as_text({checked_text})"
     stages.run("pretrain", ["train.pretrain", *_arguments(pretrain)], result=base)
     tuned = options.run.with_name(f"{options.run.name}-sft") if options.rewards else options.run
     sft = _to_arguments(options.sft) | {"base": base, "data": sets.all, "run": tuned}

@@ -133,6 +133,9 @@ def test_nothing_is_trained_on_with_a_test_passage(
     run_stages(monkeypatch, text=named, run=Path("runs/other"))
     assert value_of(commands[0], "--input") == "news.jsonl"
     assert value_of(commands[1], "--data") == named
+    assert value_of(commands[1], "--curriculum.data") == "titles_as_text(news.jsonl,test.tsv)"
+    with pytest.raises(UserError, match=r"--text long.*: has to be a file or folder"):
+        run_stages(monkeypatch, text="long(news.jsonl,512)")
     with pytest.raises(UserError, match=r"--text .*none\.jsonl.*: no such file or folder"):
         run_stages(monkeypatch, text="decontaminated(none.jsonl)")
 

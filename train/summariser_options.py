@@ -16,7 +16,9 @@ class SummariserOptions(Options):
         Path("runs/summariser"), description="the run of the summariser; others lie beside it"
     )
     text: str = Field(
-        "sample", description="what to learn the language from: sample, or a raw file or folder"
+        "sample",
+        description="what to learn the language from: sample, a raw file or folder, or "
+        "decontaminated(FILE,TEST_FILE…), which names test files of your own",
     )
     data: Mixture = Field(
         "csl", description="summaries to fine-tune on, as for make sft, which name a test split"

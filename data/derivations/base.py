@@ -38,7 +38,7 @@ class Derivation(abc.ABC, Generic[R]):
     kind: RecordKind[Any]  # of the derived records
 
     def for_kind(self, source_kind: RecordKind[Any]) -> "Derivation[Any] | None":
-        """Return the derivation of sets of a kind, None if there is none of them."""
+        """Return this derivation for source sets of a kind, or None if it does not take them."""
         return self if source_kind is self.source_kind else None
 
     @abc.abstractmethod

@@ -6,13 +6,13 @@ the others (decode). Each is written in the usual way of its library. Peers are 
 their function, so that a process loads no other contender.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import UserError
 from model.config import LlamaConfig
 
 _GGML_TYPE_F32 = 0  # of the enum `ggml_type` in llama.cpp's ggml.h
@@ -137,13 +137,12 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
 
 
 def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
-    """Return a function that decodes a single prompt with llama.cpp, from a GGUF file.
+    """Return a function that decodes with llama.cpp, from a GGUF file with f32 or q8_0 weights.
 
-    Its weights are f32 or q8_0. The function raises UserError for several prompts.
+    Every prompt is a sequence of its own; all of them advance together, one id at a step.
     """
+    import llama_cpp
     import numpy as np
-    from llama_cpp import Llama as LlamaCpp
-    from llama_cpp import llama_get_logits_ith
 
     from model.interop.gguf.export import write_gguf
     from model.tokenizer import load_tokenizer
@@ -160,36 +159,67 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
             dtype=dtype,
             name="bench",
         )
-    # The KV cache of llama.cpp is f16 by default; the others use fp32.
-    model = LlamaCpp(
-        str(file),
-        n_ctx=1024,
-        n_threads=task.threads,
-        n_threads_batch=task.threads,
-        verbose=False,
-        type_k=_GGML_TYPE_F32,
-        type_v=_GGML_TYPE_F32,
+    # Errors alone: llama-cpp-python prints what llama.cpp logs by the level of this logger.
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(
+        str(file).encode(), llama_cpp.llama_model_default_params()
     )
-    vocabulary_size = model.n_vocab()
+    vocabulary_size = task.config.vocab_size
 
-    def greedy_id() -> int:
-        # A view of llama.cpp's own memory: the logits of the last position.
-        logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (vocabulary_size,))
-        return int(logits.argmax())
+    def open_context(num_rows: int, num_prompt_ids: int, row_capacity: int) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_seq_max = num_rows
+        params.n_ctx = num_rows * row_capacity
+        params.n_batch = max(num_prompt_ids, num_rows)
+        params.n_threads = params.n_threads_batch = task.threads
+        # The KV cache of llama.cpp is f16 by default; the others use fp32.
+        params.type_k = params.type_v = _GGML_TYPE_F32
+        # Sequences that share no prefix are faster apart, as llama.h says.
+        params.kv_unified = False
+        return llama_cpp.llama_init_from_model(model, params)
+
+    def advance(context: Any, batch: Any, ids: list[list[int]], starts: list[int]) -> list[int]:
+        """Process ids of each row, from position starts[row] on; return the next id of each."""
+        index = 0
+        ends = []
+        for row, row_ids in enumerate(ids):
+            for position, token_id in enumerate(row_ids, starts[row]):
+                batch.token[index], batch.pos[index] = token_id, position
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, row
+                batch.logits[index] = False
+                index += 1
+            batch.logits[index - 1] = True
+            ends.append(index - 1)
+        batch.n_tokens = index
+        if code := llama_cpp.llama_decode(context, batch):
+            raise RuntimeError(f"llama_decode returned {code}")
+        # Views of llama.cpp's own memory: the logits of the last position of each row.
+        return [
+            int(
+                np.ctypeslib.as_array(
+                    llama_cpp.llama_get_logits_ith(context, end), (vocabulary_size,)
+                ).argmax()
+            )
+            for end in ends
+        ]
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
-        if len(prompts) > 1:
-            raise UserError("llama-cpp: only one prompt at a time is measured")
-        model.reset()
+        lengths = [len(prompt) for prompt in prompts]
+        context = open_context(len(prompts), sum(lengths), max(lengths) + new)
+        batch = llama_cpp.llama_batch_init(sum(lengths), 0, 1)
         start_time = time.perf_counter()
-        model.eval(prompts[0])
-        ids = [greedy_id()]
+        answers = [[token_id] for token_id in advance(context, batch, prompts, [0] * len(prompts))]
         first_id_time = time.perf_counter()
-        for _ in range(new - 1):
-            model.eval(ids[-1:])
-            ids.append(greedy_id())
+        for step in range(new - 1):
+            last_ids = [answer[-1:] for answer in answers]
+            next_ids = advance(context, batch, last_ids, [length + step for length in lengths])
+            for answer, token_id in zip(answers, next_ids, strict=True):
+                answer.append(token_id)
         end_time = time.perf_counter()
-        return DecodeTiming([ids], first_id_time - start_time, end_time - first_id_time)
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(context)
+        return DecodeTiming(answers, first_id_time - start_time, end_time - first_id_time)
 
     return run
 

@@ -111,13 +111,11 @@ def run_round(options: GenerateSpeedOptions, entrant: int) -> list[Measurement]:
     threads, folder = options.threads, options.task_folder
     torch.set_num_threads(threads)
     name, precision = ENTRANTS[entrant]
-    # llama.cpp decodes one prompt here.
-    batch_sizes = options.rows if name != "llama-cpp" else [1] if 1 in options.rows else []
     decode = DECODERS[name](
         DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads)
     )
     timings = []
-    for batch in batch_sizes:
+    for batch in options.rows:
         prompts = make_prompts(batch, options.prompt)
         decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
         timings.append((batch, prompts, decode(prompts, options.new)))

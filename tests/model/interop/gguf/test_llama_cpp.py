@@ -146,9 +146,10 @@ def test_llama_cpp_greedy_matches_in_f32(
     check_logits(model, theirs, 1e-5)
 
 
-def check_logits(model: Llama, theirs: Any, tolerance: float, max_id: int = 8000) -> None:
+def check_logits(model: Llama, theirs: Any, tolerance: float) -> None:
     """Compare logits on 200 ids: the RMS difference is at most `tolerance` of their spread."""
-    ids = torch.randint(3, max_id, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, model.config.vocab_size, (200,), generator=generator).tolist()
     theirs.reset()
     theirs.eval(ids)
     with torch.inference_mode():
@@ -298,6 +299,8 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
     )
     template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     assert ids == template.encode_prompt(tokenizer, turns, "1 加 1？")
+    # The decoder here never answers with an id that stands for no token; llama.cpp may.
+    model.unused_ids = ()
     for text in ("从前，", "1 + 1 = ", "镇上"):
         start = [tokenizer.bos_id, *tokenizer.encode(text)]
         [ours] = generate_batch(model, [start], max_new_tokens=40)
@@ -305,7 +308,7 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
             llama_cpp_greedy(theirs, start, 40)[: len(ours.ids)] == ours.ids
             and len(set(ours.ids)) > 5
         )
-    check_logits(model, theirs, 1e-5, 700)
+    check_logits(model, theirs, 1e-5)
     assert all(llama_cpp_stops(theirs, index) for index in model.config.stop_ids)
 
 

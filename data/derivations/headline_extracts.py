@@ -9,8 +9,10 @@ class HeadlineExtracts(DerivedSummaries):
 
     name = "headline_extracts"
     usage = "headline_extracts(NAME[,TEST_FILE…])"
-    version = 2
-    description = "beginnings of articles with their part closest to the title, to copy it"
+    version = 3
+    description = (
+        "beginnings of articles with their part that says most of title and rest, to copy it"
+    )
     make_pairs = staticmethod(make_extracts)
 
 

@@ -5,23 +5,25 @@ article does not have. One that is fine-tuned to copy a part of the article stay
 and ROUGE as the reward can then teach it which part (docs/log.md has the comparison). The part of a
 text with the highest ROUGE against its summary is the usual label for training an extractive
 summarizer (Nallapati et al. 2017, arXiv:1611.04230; they take sentences). Here a part is a run of
-clauses. Score and unit are those of `evaluate.metrics.rouge` on lower-cased characters.
+clauses, and what it says of the rest of the article counts, too: nobody can tell from an article
+which of its clauses the title took, but one can see which of them the others repeat. ROUGE is that
+of `evaluate.metrics.rouge` on lower-cased characters.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
+from data.from_text.coverage import count_characters, coverage
 from data.from_text.title_pairs import make_headlines
 from data.records import SkippedRecord, Summary
 
 MIN_EXTRACT_CHARACTERS = 10
 MAX_EXTRACT_CHARACTERS = 60
-# How many times the recall of a part counts as much as its precision, as in F-beta (van Rijsbergen
-# 1979). Nobody can tell from an article which of its clauses the title took, so a longer part is
-# the better guess: by F alone parts have 28 characters, by this 36.
-RECALL_WEIGHT = 2
-# Below this score no part of the article says what the title says.
-MIN_EXTRACT_SCORE = 0.2
+# How much the coverage of a part counts beside its ROUGE-1 F (docs/log.md has others).
+COVERAGE_WEIGHT = 0.75
+# Below this ROUGE-1 F a part does not say what the title says.
+MIN_EXTRACT_ROUGE = 0.2
 # By how much the score of a part inside the article has to be above that of its beginning. The
 # first sentences of news usually say most, and a small model learns to begin there more easily.
 MIN_GAIN_INSIDE = 0.1
@@ -49,21 +51,22 @@ def make_extracts(text: str, *, has_title_line: bool = False) -> Iterator[Summar
 
 
 def choose_extract(article: str, title: str) -> str:
-    """Return the consecutive clauses of an article that are closest to its title, "" if none is.
+    """Return the consecutive clauses that say most of the title and the article, "" if none do.
 
     Clauses at the beginning of the article are preferred. The first is taken among equal ones.
     """
+    counts = count_characters(article)
     best_score, best = 0.0, ""
     first_score, first = 0.0, ""
     for start, extract in _iter_extracts(article):
-        score = _score(extract, title)
+        score = _score(extract, title, counts)
         if score > best_score:
             best_score, best = score, extract
         if start == 0 and score > first_score:
             first_score, first = score, extract
-    if first_score >= MIN_EXTRACT_SCORE and best_score <= first_score + MIN_GAIN_INSIDE:
-        best_score, best = first_score, first
-    return " ".join(best.split()) if best_score >= MIN_EXTRACT_SCORE else ""
+    if first and best_score <= first_score + MIN_GAIN_INSIDE:
+        best = first
+    return " ".join(best.split())
 
 
 def _iter_extracts(article: str) -> Iterator[tuple[int, str]]:
@@ -85,9 +88,12 @@ def _closes_quotes(text: str) -> bool:
     return all(text.count(a) == text.count(b) for a, b in zip(_OPENING, _CLOSING, strict=True))
 
 
-def _score(extract: str, title: str) -> float:
-    """Return ROUGE-1 F-beta of an extract: a character counts once, and white space does not."""
-    characters, wanted = (set("".join(text.lower().split())) for text in (extract, title))
-    beta_squared = RECALL_WEIGHT**2
-    matched = (1 + beta_squared) * len(characters & wanted)
-    return matched / max(len(characters) + beta_squared * len(wanted), 1)
+def _score(extract: str, title: str, article: Counter[str]) -> float:
+    """Return how well an extract stands for a title and the article, 0 if not for the title.
+
+    For ROUGE a character counts once, and white space does not. `article` is from
+    `count_characters`.
+    """
+    said, wanted = (set("".join(text.lower().split())) for text in (extract, title))
+    rouge = 2 * len(said & wanted) / max(len(said) + len(wanted), 1)
+    return rouge + COVERAGE_WEIGHT * coverage(extract, article) if rouge >= MIN_EXTRACT_ROUGE else 0

@@ -49,7 +49,7 @@ def test_paths_are_sources_with_their_commas_and_signs(
     [
         (
             "lang(csl,5)",
-            "lang is no derivation; there are conversations_as_text, decontaminated, distractors",
+            "lang is no derivation; there are after_chat, conversations_as_text, decontaminated",
         ),
         ("long()", "names no data"),
         ("long(,5)", "names no data"),

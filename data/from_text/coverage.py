@@ -1,0 +1,22 @@
+"""What a text says of an article: the share of the article's rest that consists of its characters.
+
+Sentences that say most of the rest are the summaries of gap-sentence generation (Zhang et al. 2020,
+arXiv:1912.08777). Here the unit is a letter or digit, lower-cased: marks say nothing.
+"""
+
+from collections import Counter
+
+
+def count_characters(article: str) -> Counter[str]:
+    """Return how often an article has each of its letters and digits, lower-cased."""
+    return Counter(character for character in article.lower() if character.isalnum())
+
+
+def coverage(text: str, article: Counter[str]) -> float:
+    """Return the share of the article's characters that repeat a character of the text, 0 to 1.
+
+    `article` is from `count_characters`. Each character of the text stands for one of the
+    article's, and the others of its kind are the rest that it says.
+    """
+    said = sum(max(article[character] - 1, 0) for character in set(text.lower()))
+    return said / max(article.total(), 1)

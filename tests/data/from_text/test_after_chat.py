@@ -1,0 +1,104 @@
+"""Titles that are asked for after some turns of a chat."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from data.corpora.resolver import resolve_shard_set
+from data.corpora.sample import SMALL_TOKENIZER
+from data.kinds import conversations
+from data.records import Conversation, Turn
+from data.shards import SPLITS, ShardSet
+from data.stored_records import StoredRecords
+
+CHARACTERS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜"
+NUM_ARTICLES = 60
+CHATS = [
+    ["你好", "你好呀", "吃了吗", "吃过了", "再见", "再见", "真的", "真的", "还在吗", "不在"],
+    ["今天下雨", "记得带伞", "长" * 300, "这个回答太长，不会有人看到"],
+    ["字" * 201, "这个聊天从开头就太长"],
+]
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write summaries, of which one has a test passage, and chats, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    chance = random.Random(0)
+    articles = ["".join(chance.choices(CHARACTERS, k=80)) for _ in range(NUM_ARTICLES)]
+    lines = [f"第{number}篇的题目\t{article}。" for number, article in enumerate(articles)]
+    Path("train.tsv").write_text("\n".join(["标题\t摘要", *lines]), encoding="utf-8")
+    test = f"标题\t摘要\n别的题目\t{articles[7][20:60]}"
+    Path("test.tsv").write_text(test, encoding="utf-8")
+    chats = [
+        {"dialog_id": str(number), "document_id": number, "content": content}
+        for number, content in enumerate(CHATS)
+    ]
+    Path("chats.json").write_text(json.dumps(chats, ensure_ascii=False), encoding="utf-8")
+
+
+def read(stored: StoredRecords, split: str) -> list[Conversation]:
+    records = [stored.record(index) for index in range(len(stored))]
+    assert all(isinstance(record, Conversation) for record in records), split
+    return [record for record in records if isinstance(record, Conversation)]
+
+
+def test_title_is_asked_for_after_the_beginning_of_a_chat() -> None:
+    """Prevents chats without the article, chats that are trained on, and test passages."""
+    shards = ShardSet.open(
+        resolve_shard_set("after_chat(train.tsv,chats.json,test.tsv)", SMALL_TOKENIZER)
+    )
+    assert shards.kind is conversations.KIND
+    assert shards.manifest["report"]["dropped"] == {"shares a passage with a test set": 1}
+    records = [record for split in SPLITS for record in read(shards.load_records(split), split)]
+    source = ShardSet.open(resolve_shard_set("train.tsv", SMALL_TOKENIZER))
+    summaries = {
+        stored.record(index).title: stored.record(index).article
+        for stored in map(source.load_records, SPLITS)
+        for index in range(len(stored))
+    }
+    assert len(records) == len(summaries) - 1 == NUM_ARTICLES - 1
+    beginnings = [
+        tuple(Turn(*content[start : start + 2], has_loss=False) for start in range(0, stop, 2))
+        for content, num_turns in zip(CHATS, (4, 1, 0), strict=True)
+        for stop in range(2, 2 * num_turns + 1, 2)
+    ]
+    used = set()
+    for record in records:
+        *chat, request = record.turns
+        assert summaries[request.answer] in request.question and request.has_loss
+        used.add(beginnings.index(tuple(chat)))
+    assert used == set(range(5))
+    assert len({record.turns[-1].question[:4] for record in records}) > 5
+    assert len(shards.load_records("validation")) == len(source.load_records("validation")) > 0
+
+
+def test_other_chats_make_another_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents an old set after the file of chats was replaced."""
+    name = "after_chat(train.tsv,chats.json)"
+    outputs = []
+    for content in (CHATS[0], CHATS[0], CHATS[0][:2]):
+        chats = [{"dialog_id": "1", "document_id": 1, "content": content}]
+        Path("chats.json").write_text(json.dumps(chats, ensure_ascii=False), encoding="utf-8")
+        capsys.readouterr()
+        resolve_shard_set(name, SMALL_TOKENIZER)
+        outputs.append(f"{name}:" in capsys.readouterr().out)
+    assert outputs == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "CHAT_FILE is no file of conversations"),
+        (",none.json", "none.json is no file of conversations"),
+        (",test.tsv", "test.tsv has summaries, not conversations"),
+        (",chats.json,none.tsv", "none.tsv is no file"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: str, message: str) -> None:
+    """Prevents summaries in the place of chats, and a traceback for a typo."""
+    with pytest.raises(UserError, match=message):
+        resolve_shard_set(f"after_chat(train.tsv{arguments})", SMALL_TOKENIZER)

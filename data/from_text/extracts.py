@@ -58,7 +58,7 @@ def choose_extract(article: str, title: str) -> str:
     counts = count_characters(article)
     best_score, best = 0.0, ""
     first_score, first = 0.0, ""
-    for start, extract in _iter_extracts(article):
+    for start, extract in iter_extracts(article):
         score = _score(extract, title, counts)
         if score > best_score:
             best_score, best = score, extract
@@ -69,8 +69,8 @@ def choose_extract(article: str, title: str) -> str:
     return " ".join(best.split())
 
 
-def _iter_extracts(article: str) -> Iterator[tuple[int, str]]:
-    """Yield the runs of clauses of a certain length, each with the number of its first clause."""
+def iter_extracts(article: str) -> Iterator[tuple[int, str]]:
+    """Yield the runs of clauses that are as long as a title, each with its first clause's index."""
     clauses = _CLAUSE.findall(article)
     for start in range(len(clauses)):
         joined = ""

@@ -12,11 +12,12 @@ from evaluate.options import DeviceOptions
 # Beams without repeated 3-grams alone: the likeliest text is often one that loops.
 DEFAULT_SETTINGS = (
     "no_repeat_ngram=3",
-    "beams=4,length_penalty=0.5,no_repeat_ngram=3",
-    "beams=4,no_repeat_ngram=3",
-    "beams=4,length_penalty=2,no_repeat_ngram=3",
-    "samples=16,temperature=0.5",
-    "samples=16,temperature=1",
+    "no_repeat_ngram=3,novelty_penalty=4",
+    "beams=4,length_penalty=0.5,no_repeat_ngram=3,novelty_penalty=4",
+    "beams=4,length_penalty=2,no_repeat_ngram=3,novelty_penalty=4",
+    "samples=16,novelty_penalty=4",
+    "samples=16,novelty_penalty=4,coverage=2",
+    "samples=16,novelty_penalty=4,coverage=2,extracts=true",
 )
 
 

@@ -32,6 +32,15 @@ class Decoding(Options):
         description="divisor of the logits that --samples are drawn from",
     )
     sample_seed: int = Field(0, ge=0, lt=2**63, description="seed of --samples")
+    coverage: float = Field(
+        0.0,
+        ge=0,
+        description="add this times the share of the article's other characters that an answer "
+        "repeats to what it has in common with other --samples; 0: off",
+    )
+    extracts: bool = Field(
+        False, description="let the clauses of the article compete with the --samples"
+    )
     repetition_penalty: float = Field(
         1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: off"
     )
@@ -39,6 +48,11 @@ class Decoding(Options):
         0,
         ge=0,
         description="no sequence of this many tokens repeats in an answer; 0: no limit",
+    )
+    novelty_penalty: float = Field(
+        0.0,
+        ge=0,
+        description="lower the logits of tokens that are not in the prompt by this; 0: off",
     )
 
     def find_conflicts(self) -> list[str]:
@@ -50,6 +64,10 @@ class Decoding(Options):
             lines.append("--length_penalty is for --beams: give both")
         if self.temperature != _DEFAULT_TEMPERATURE and self.samples == 1:
             lines.append("--temperature is for --samples: give both")
+        if self.coverage and self.samples == 1:
+            lines.append("--coverage is for --samples: give both")
+        if self.extracts and self.samples == 1:
+            lines.append("--extracts is for --samples: give both")
         return lines
 
     def describe(self) -> str:
@@ -62,10 +80,16 @@ class Decoding(Options):
                 f"consensus of {self.samples} samples, temperature {self.temperature:g}, seed "
                 f"{self.sample_seed}"
             )
+            if self.coverage:
+                text += f", coverage {self.coverage:g}"
+            if self.extracts:
+                text += ", clauses of the article"
         if self.repetition_penalty != 1:
             text += f", repetition penalty {self.repetition_penalty:g}"
         if self.no_repeat_ngram:
             text += f", no repeated {self.no_repeat_ngram}-grams"
+        if self.novelty_penalty:
+            text += f", novelty penalty {self.novelty_penalty:g}"
         return text
 
 

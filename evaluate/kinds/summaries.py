@@ -15,6 +15,7 @@ from data.batching.summary_prompts import (
     strip_lead_in,
     summary_prompt,
 )
+from data.from_text.extracts import iter_extracts
 from data.kinds import summaries
 from data.records import Conversation, Record, Summary, Turn
 from data.sources.base import LetterCase
@@ -284,6 +285,7 @@ def answer_title_questions(
                 repetition_penalty=decoding.repetition_penalty,
                 no_repeat_ngram=decoding.no_repeat_ngram,
             ),
+            novelty_penalty=decoding.novelty_penalty,
             batch_size=batch,
             on_progress=on_progress,
         )
@@ -313,7 +315,8 @@ def _sample_consensus(
     """Draw answers to each question, and return the consensus of each, see `decoding.consensus`.
 
     Samples are compared without lead-in. They follow from the model, the setting and the question
-    alone. The arguments are those of `answer_title_questions`.
+    alone. A part of the article that is chosen instead becomes an answer that ends by itself. The
+    arguments are those of `answer_title_questions`.
     """
     numbers = range(decoding.samples)
     seeds = [
@@ -326,7 +329,13 @@ def _sample_consensus(
         no_repeat_ngram=decoding.no_repeat_ngram,
     )
     groups = sample_batch(
-        model, prompts, seeds, sampling, max_new_tokens=max_new_tokens, batch_size=batch
+        model,
+        prompts,
+        seeds,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        novelty_penalty=decoding.novelty_penalty,
+        batch_size=batch,
     )
     chosen = []
     for question, samples in zip(questions, groups, strict=True):
@@ -334,7 +343,19 @@ def _sample_consensus(
             EVALUATION.strip_answer(template, question.lead_in + tokenizer.decode(sample.ids))
             for sample in samples
         ]
-        chosen.append(samples[choose_consensus(texts, case)])
+        extracts = [text for _, text in iter_extracts(question.article)] * decoding.extracts
+        index = choose_consensus(
+            texts,
+            case,
+            extracts=extracts,
+            article=question.article,
+            coverage_weight=decoding.coverage,
+        )
+        if index < len(samples):
+            chosen.append(samples[index])
+        else:
+            [ids] = tokenizer.encode_continuation([extracts[index - len(samples)]])
+            chosen.append(DecodedAnswer(ids, reached_stop_id=True))
     return chosen
 
 

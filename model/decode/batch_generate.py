@@ -10,12 +10,13 @@ import torch
 
 from model.decode.beam_search import beam_search
 from model.decode.free_processors import FreeProcessors
-from model.decode.logits_processors import LogitsProcessor
+from model.decode.logits_processors import LogitsProcessor, NoveltyPenalty
 from model.decode.sampling import Sampling
 from model.decode.scheduler import ScheduledAnswer, Scheduler
 from model.llama import Llama
 
 _GREEDY = Sampling(temperature=0.0)
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def generate_batch(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     processors: Sequence[LogitsProcessor] = (),
+    novelty_penalty: float = 0.0,
     batch_size: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[DecodedAnswer]:
@@ -45,10 +47,11 @@ def generate_batch(
 
     An answer ends with a stop id, after `max_new_tokens`, at the end of the model's context, or
     where the model's output is not finite. With one beam, the most likely id is taken at every
-    step; with several, see `model.decode.beam_search`, which alone uses `length_penalty`. Up to
-    `batch_size` prompts are decoded together. `on_progress` is called now and then with the number
-    of answers that ended since the last call. Raises ValueError if a prompt is empty or longer than
-    the context.
+    step; with several, see `model.decode.beam_search`, which alone uses `length_penalty`.
+    `novelty_penalty` lowers the logits of ids that are not in the prompt. Up to `batch_size`
+    prompts are decoded together. `on_progress` is called now and then with the number of answers
+    that ended since the last call. Raises ValueError if a prompt is empty or longer than the
+    context.
     """
     context = model.config.max_position_embeddings
     check_prompts(prompts, context)
@@ -57,15 +60,16 @@ def generate_batch(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     if num_beams == 1:
+        novelty_by_prompt = novelty_processors(model, prompts, novelty_penalty)
         scheduled = [
             _EvaluatedAnswer(
                 prompt,
                 limit=limit,
                 stop_ids=model.config.stop_ids,
                 sampling=_GREEDY,
-                processors=processors,
+                processors=[*processors, *novelty],
             )
-            for prompt, limit in zip(prompts, limits, strict=True)
+            for prompt, limit, novelty in zip(prompts, limits, novelty_by_prompt, strict=True)
         ]
         with FreeProcessors() as free_processors:
             run_all(
@@ -88,12 +92,36 @@ def generate_batch(
                 num_beams=num_beams,
                 length_penalty=length_penalty,
                 processors=processors,
+                prompt_processors=novelty_processors(
+                    model,
+                    [prompts[index] for index in indices],
+                    novelty_penalty,
+                    model.model.norm.weight.device,
+                ),
             )
             for index, ids in zip(indices, generated.tolist(), strict=True):
                 answers[index] = _truncate_at_stop(ids[: limits[index]], model.config.stop_ids)
         if on_progress:
             on_progress(len(indices))
     return answers
+
+
+def novelty_processors(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    penalty: float,
+    device: torch.device = _CPU,
+) -> list[list[LogitsProcessor]]:
+    """Return the logits processors of each prompt alone: a `NoveltyPenalty`, or none for 0.
+
+    They process logits on `device`; those of the scheduler are on the CPU.
+    """
+    if not penalty:
+        return [[] for _ in prompts]
+    return [
+        [NoveltyPenalty(penalty, torch.tensor([*{*prompt, *model.config.stop_ids}], device=device))]
+        for prompt in prompts
+    ]
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:

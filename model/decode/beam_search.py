@@ -106,12 +106,14 @@ def beam_search(
     num_beams: int,
     length_penalty: float,
     processors: Sequence[LogitsProcessor],
+    prompt_processors: Sequence[Sequence[LogitsProcessor]] = (),
 ) -> Tensor:
     """Return the best answer to each prompt, int64[P, T]; answer p has at most limits[p] ids.
 
     T is max(limits); ids after a stop id or the limit are undefined. As in transformers, the logits
     processors are applied to log-probabilities, and an answer's score is the sum of the processed
-    log-probabilities, divided by length ** length_penalty.
+    log-probabilities, divided by length ** length_penalty. Those of
+    `prompt_processors[p]` are applied to the beams of prompt p alone.
     """
     longest = max(limits)
     batch, hidden = start_batch(model, prompts, max_new_tokens=longest)
@@ -128,6 +130,18 @@ def beam_search(
     for step in range(longest):
         generated = state.running[..., :step].flatten(0, 1)  # [n * K, step]
         log_probabilities = process_logits(processors, logits.log_softmax(-1), generated)
+        if any(prompt_processors):
+            log_probabilities = torch.cat(
+                [
+                    process_logits(prompt_processors[prompt], rows, rows_generated)
+                    for prompt, rows, rows_generated in zip(
+                        prompt_index.tolist(),
+                        log_probabilities.split(num_beams),
+                        generated.split(num_beams),
+                        strict=True,
+                    )
+                ]
+            )
         parents = state.advance(step, log_probabilities, length_penalty)  # [n, K]
         # The beams of prompt p are the rows p * K to p * K + K - 1 of the batch.
         first_rows = torch.arange(0, parents.numel(), num_beams, device=device)

@@ -1,7 +1,8 @@
 """From logits to an id: logits processors, and drawing with temperature, top-k and top-p.
 
-A logits processor changes the logits of the next id depending on the ids of the answer so far. None
-of them looks at the prompt, because an answer may repeat what an article or a reference says.
+A logits processor changes the logits of the next id depending on the ids of the answer so far. No
+penalty counts ids of the prompt, because an answer may repeat what an article or a reference says;
+`NoveltyPenalty` spares them.
 
 Shapes: R rows, V vocabulary, t ids generated so far.
 """
@@ -88,6 +89,23 @@ class NoRepeatNGram:
             for start in range(len(ids) - prefix_length)
             if ids[start : start + prefix_length] == prefix
         ]
+
+
+@dataclass(frozen=True)
+class NoveltyPenalty:
+    """Lower the logits of ids that are not in the prompt, so that an answer keeps to its words.
+
+    A small model often goes on with another name where it should copy a rare one.
+    """
+
+    penalty: float
+    spared_ids: Tensor
+    """The ids of the prompt, and stop ids: int64[n]."""
+
+    def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """See `LogitsProcessor`."""
+        spared = logits[:, self.spared_ids]
+        return (logits - self.penalty).index_copy(1, self.spared_ids, spared)
 
 
 def build_logits_processors(

@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from model.decode.batch_generate import DecodedAnswer, check_prompts, run_all, to_decoded
+from model.decode.batch_generate import (
+    DecodedAnswer,
+    check_prompts,
+    novelty_processors,
+    run_all,
+    to_decoded,
+)
 from model.decode.logits_processors import build_logits_processors
 from model.decode.sampling import Sampling
 from model.decode.scheduler import ScheduledAnswer
@@ -34,23 +40,25 @@ def sample_batch(
     sampling: Sampling,
     *,
     max_new_tokens: int,
+    novelty_penalty: float = 0.0,
     batch_size: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[list[DecodedAnswer]]:
     """Return the answers to each prompt, one for each of its seeds, in the order of both.
 
     `seeds[i]` are the seeds of the answers to `prompts[i]`. An answer ends with a stop id, after
-    `max_new_tokens`, or at the end of the model's context. Up to `batch_size` answers are decoded
-    together; those to one prompt share its prefill. `on_progress` is called now and then with the
-    number of answers that ended since the last call. Raises ValueError if a prompt is empty or
-    longer than the context, and FloatingPointError if the model's output is not finite, as after an
-    overflow in fp16.
+    `max_new_tokens`, or at the end of the model's context. `novelty_penalty` lowers the logits of
+    ids that are not in the prompt. Up to `batch_size` answers are decoded together; those to one
+    prompt share its prefill. `on_progress` is called now and then with the number of answers that
+    ended since the last call. Raises ValueError if a prompt is empty or longer than the context,
+    and FloatingPointError if the model's output is not finite, as after an overflow in fp16.
     """
     context = model.config.max_position_embeddings
     check_prompts(prompts, context)
     processors = build_logits_processors(
         repetition_penalty=sampling.repetition_penalty, no_repeat_ngram=sampling.no_repeat_ngram
     )
+    novelty_by_prompt = novelty_processors(model, prompts, novelty_penalty)
     answers = [
         [
             ScheduledAnswer(
@@ -58,12 +66,12 @@ def sample_batch(
                 limit=min(max_new_tokens, context - len(prompt)),
                 stop_ids=model.config.stop_ids,
                 sampling=sampling,
-                processors=processors,
+                processors=[*processors, *novelty],
                 seed=seed,
             )
             for seed in prompt_seeds
         ]
-        for prompt, prompt_seeds in zip(prompts, seeds, strict=True)
+        for prompt, prompt_seeds, novelty in zip(prompts, seeds, novelty_by_prompt, strict=True)
     ]
     # Longest prompts first, as in `generate_batch`; the answers to one prompt stay together.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

@@ -262,3 +262,21 @@ def test_consensus_is_of_the_samples_that_generate_draws(run: Path) -> None:
         ]
         assert len(set(drawn)) > 1
         assert answer.text == "标题：" + drawn[choose_consensus(drawn, "lower")]
+
+
+@pytest.mark.slow
+def test_part_of_the_article_is_an_answer(run: Path) -> None:
+    """Prevents a chosen part that loses its lead-in, its text, or its end."""
+    model, tokenizer = weights.load_checkpoint(step_folder(run, 7), torch.device("cpu"))
+    template = Template(lead_ins=True)
+    # No sample of a random model says so much of the article.
+    clause = "小骆驼过河的时候看见小骆驼"
+    article = f"{clause}，天亮了。"
+    question = TitleQuestion(article, lead_in="标题：")
+    for extracts, expected in ((True, f"标题：{clause}"), (False, None)):
+        decoding = Decoding(samples=2, coverage=9.0, extracts=extracts, novelty_penalty=1.0)
+        [answer] = answer_title_questions(
+            model, tokenizer, template, [question], max_new_tokens=3, decoding=decoding
+        )
+        assert (answer.text == expected) == extracts
+        assert answer.has_eos or not extracts

@@ -22,6 +22,7 @@ def test_descriptions_tell_settings_apart() -> None:
     """Prevents two settings under one name in results files and in kept answers."""
     texts = [*DEFAULT_SETTINGS, "greedy", "samples=16", "samples=16,sample_seed=1", "samples=8"]
     texts += ["samples=8,no_repeat_ngram=2", "repetition_penalty=1.2", "beams=2"]
+    texts += ["samples=8,coverage=1", "samples=8,extracts=true", "novelty_penalty=2"]
     assert len({parse_decoding(text).describe() for text in texts}) == len(texts)
 
 
@@ -33,6 +34,9 @@ def test_descriptions_tell_settings_apart() -> None:
         ("beams=x", "--beams: 'x' is not valid; expected a whole number"),
         ("beams=4,samples=4", "--beams and --samples are two ways"),
         ("temperature=1", "--temperature is for --samples"),
+        ("coverage=1", "--coverage is for --samples"),
+        ("extracts=true", "--extracts is for --samples"),
+        ("novelty_penalty=-1", "--novelty_penalty: '-1' is not valid"),
         ("length_penalty=2", "--length_penalty is for --beams"),
     ],
 )

@@ -48,8 +48,12 @@ def transformers_answer(
     length_penalty: float = 1.0,
     repetition_penalty: float = 1.0,
     no_repeat_ngram: int = 0,
+    novelty_penalty: float = 0.0,
 ) -> DecodedAnswer:
-    """Return transformers' answer, with its own penalties applied to the answer alone."""
+    """Return transformers' answer, with its own penalties applied to the answer alone.
+
+    It has no penalty for ids that the prompt does not have; that is added here.
+    """
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
     processors: list[Any] = []
@@ -58,10 +62,16 @@ def transformers_answer(
     if no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(no_repeat_ngram))
 
+    eos = theirs.config.eos_token_id
+    stop_ids = eos if isinstance(eos, list) else [eos]
+    is_new = torch.tensor(
+        [token_id not in {*prompt, *stop_ids} for token_id in range(theirs.config.vocab_size)]
+    )
+
     def process_without_prompt(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for processor in processors:
             scores = processor(ids[:, len(prompt) :], scores)
-        return scores
+        return scores - novelty_penalty * is_new
 
     output = theirs.generate(
         torch.tensor([prompt]),
@@ -73,8 +83,6 @@ def transformers_answer(
         logits_processor=[process_without_prompt],
     )
     ids = output[0, len(prompt) :].tolist()
-    eos = theirs.config.eos_token_id
-    stop_ids = eos if isinstance(eos, list) else [eos]
     end = next((place for place, token_id in enumerate(ids) if token_id in stop_ids), None)
     return DecodedAnswer(ids[:end], end is not None)
 
@@ -100,6 +108,7 @@ SEARCHES: list[tuple[str, dict[str, Any]]] = [
             {"repetition_penalty": 1.3},
             {"no_repeat_ngram": 1},
             {"no_repeat_ngram": 2},
+            {"novelty_penalty": 1.5},
         )
     ),
 ]
@@ -117,7 +126,9 @@ def test_answers_match_transformers(shape: str, options: dict[str, Any]) -> None
     expected = [transformers_answer(theirs, prompt, 24, **options) for prompt in prompts]
     assert len({len(answer.ids) for answer in expected}) > 1
     search = {
-        key: value for key, value in options.items() if key in ("num_beams", "length_penalty")
+        key: value
+        for key, value in options.items()
+        if key in ("num_beams", "length_penalty", "novelty_penalty")
     }
     penalties = {key: value for key, value in options.items() if key not in search}
     processors = build_logits_processors(**penalties)
@@ -134,10 +145,15 @@ def test_answers_match_transformers(shape: str, options: dict[str, Any]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize(
-    "penalties", [{}, {"repetition_penalty": 1.2, "no_repeat_ngram": 2}], ids=["none", "penalties"]
+    ("penalties", "novelty_penalty"),
+    [({}, 0.0), ({"repetition_penalty": 1.2, "no_repeat_ngram": 2}, 0.0), ({}, 1.5)],
+    ids=["none", "penalties", "novelty"],
 )
 def test_answers_are_independent_of_the_batch(
-    monkeypatch: pytest.MonkeyPatch, num_beams: int, penalties: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch,
+    num_beams: int,
+    penalties: dict[str, Any],
+    novelty_penalty: float,
 ) -> None:
     """Prevents scores that depend on the other articles, the batch size, or the host's syncs."""
     model, prompts = random_llama(stop_weight=STOP_WEIGHT), random_prompts(24, longest=70, seed=1)
@@ -145,6 +161,7 @@ def test_answers_are_independent_of_the_batch(
         "max_new_tokens": 26,
         "num_beams": num_beams,
         "processors": build_logits_processors(**penalties),
+        "novelty_penalty": novelty_penalty,
     }
     alone = [generate_batch(model, [prompt], **options)[0] for prompt in prompts]
     assert are_varied(alone)

@@ -116,3 +116,15 @@ def test_seeds_follow_from_all_parts() -> None:
     assert derive_seed(0, "问") == derive_seed(0, "问") and min(seeds) >= 0 and max(seeds) < 2**63
     # A run that is resumed with a later version has the same samples.
     assert derive_seed(1, 2, 3) == 733464669408481064
+
+
+def test_samples_keep_to_the_words_of_their_own_prompt() -> None:
+    """Prevents a penalty that spares the ids of another prompt, or lets no answer end."""
+    model = random_llama(stop_weight=3.0)
+    prompts = [[1, 5, 6, 7], [1, 40, 41]]
+    answers = sample_batch(
+        model, prompts, [range(8)] * 2, Sampling(), max_new_tokens=24, novelty_penalty=1e4
+    )
+    for prompt, group in zip(prompts, answers, strict=True):
+        assert {token_id for answer in group for token_id in answer.ids} == set(prompt)
+        assert any(answer.reached_stop_id for answer in group)

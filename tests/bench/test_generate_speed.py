@@ -47,10 +47,17 @@ def test_contenders_with_different_ids_are_rejected() -> None:
             measurement("babyllama", 1, precision="int8"),
         ]
     )
+    # One id of sixteen, as after a near tie.
+    check_equal_ids(
+        [
+            measurement("babyllama", 1, batch=4, ids=[[5, 6, 7, 8]] * 4),
+            measurement("llama-cpp", 1, batch=4, ids=[*[[5, 6, 7, 8]] * 3, [5, 6, 7, 9]]),
+        ]
+    )
     with pytest.raises(
         UserError, match="babyllama and transformers generated different ids in fp32 at batch 1"
     ):
-        check_equal_ids([same[0], measurement("babyllama", 1, ids=[[5, 6, 8]])])
+        check_equal_ids([same[0], measurement("babyllama", 1, ids=[[5, 9, 8]])])
     with pytest.raises(UserError, match="babyllama generated different ids in two rounds"):
         check_equal_ids(
             [
@@ -114,10 +121,17 @@ def test_changed_ids_are_counted_against_fp32() -> None:
             measurement("babyllama", 1, batch=16, ids=[[1, 1, 1]] * 16),
             measurement("babyllama", 1, batch=2, precision="bf16", ids=[[5, 6, 7], [5, 1, 2]]),
             measurement("babyllama", 1, precision="int8"),
+            measurement("llama-cpp", 1, batch=16, ids=[[1, 1, 1]] * 15 + [[1, 1, 2]]),
         ]
     )
-    shares = {(row["precision"], row["batch"]): row["changed"] for row in rows}
-    assert shares == {("fp32", 2): 0, ("fp32", 16): 0, ("bf16", 2): 1 / 3, ("int8", 1): None}
+    shares = {(row["contender"], row["precision"], row["batch"]): row["changed"] for row in rows}
+    assert shares == {
+        ("transformers", "fp32", 2): 0,
+        ("babyllama", "fp32", 16): 0,
+        ("llama-cpp", "fp32", 16): 1 / 48,
+        ("babyllama", "bf16", 2): 1 / 3,
+        ("babyllama", "int8", 1): None,
+    }
 
 
 def test_prompts_are_deterministic_with_unequal_lengths() -> None:

@@ -9,7 +9,6 @@ from data.sources.base import LetterCase
 from evaluate.decoding.consensus import agreements, choose_consensus
 from evaluate.metrics.rouge import compute_rouge
 
-
 TEXTS = st.text("小驼过河aA ", max_size=6)
 
 

@@ -11,8 +11,8 @@ DESCRIPTION = """Compare prefill and decode speed on a CPU with other projects.
 Each contender continues one prompt, and batches of 16 and 64 of unequal lengths. Every measurement
 is a process of its own, and the contenders alternate, A B C A B C ..., because the speed of a
 machine drifts: only ratios within one run count. All decode the same prompts with the same random
-weights of the 43M model. The share of ids that are not those of this project in fp32 is printed; in
-fp32 it may be a half, or the comparison is refused. Beside each speed stands its limit: the
+weights of the 43M model; in fp32 they must generate the same ids, or the comparison is refused; for
+bf16 and int8 the share of ids that change is printed. Beside each speed stands its limit: the
 memory bandwidth measured in the run, divided by the bytes of weights and of the KV cache that every
 step reads."""
 

@@ -138,17 +138,11 @@ def run_round(options: GenerateSpeedOptions, entrant: int) -> list[Measurement]:
     ]
 
 
-# Of the ids of two contenders in fp32; with other weights or prompts nearly all differ. llama.cpp
-# rounds more (logits differ by 0.2 % of their spread), and after an id that differs the rest does.
-_MAX_CHANGED_SHARE = 0.5
-
-
 def check_equal_ids(measurements: list[Measurement]) -> None:
     """Check that all contenders generate the same ids in fp32, and each its own in every round.
 
-    In fp32 a few may differ, because two ids that are equally likely are told apart by rounding. In
-    bf16 and int8 contenders round differently, so there each is compared with itself only. Raises
-    UserError if others differ, because the speeds could not be compared then.
+    In bf16 and int8 they round differently, so there each is compared with itself only. Raises
+    UserError if ids differ, because the speeds could not be compared then.
     """
     first_by_key: dict[tuple[str, ...], Measurement] = {}
     for measurement in measurements:
@@ -157,11 +151,9 @@ def check_equal_ids(measurements: list[Measurement]) -> None:
         if precision != "fp32":
             key = (*key, measurement.contender)
         first = first_by_key.setdefault(key, measurement)
-        is_same_contender = measurement.contender == first.contender
-        share = changed_share(measurement.ids, first.ids)
-        if share <= (0 if is_same_contender else _MAX_CHANGED_SHARE):
+        if measurement.ids == first.ids:
             continue
-        if is_same_contender:
+        if measurement.contender == first.contender:
             difference = f"{first.contender} generated different ids in two rounds"
         else:
             difference = (
@@ -219,9 +211,7 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
     reading all weights and the KV cache once per step, `own_limit` the same for the weights that
     the contender actually reads. `changed` is the share of ids that differ from those of fp32.
     """
-    # Those of this project, the last ones, where it was measured.
-    ordered = sorted(measurements, key=lambda each: each.contender == "babyllama")
-    fp32_ids = {each.batch: each.ids for each in ordered if each.precision == "fp32"}
+    fp32_ids = {each.batch: each.ids for each in measurements if each.precision == "fp32"}
     bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
     groups: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
     for measurement in measurements:
@@ -273,6 +263,7 @@ def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]
         f"{num_weights * 4 / 1e6:.0f} MB, int8 {num_weights / 1e6:.0f} MB, this project's greedy "
         f"fp32 {own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
+    print("ids in fp32 are the same for all")
     print(
         f"{'':29}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
         f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}{'changed ids':>13}"

@@ -40,6 +40,7 @@ from data.shards import (
     ShardSet,
     read_shard_format,
 )
+from data.sources import find_source
 from model.tokenizer import load_tokenizer
 
 # Below the folder that the command runs in.
@@ -272,23 +273,31 @@ def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> Sp
 def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     """Return the source and the native files of the test split that belongs to a prepared set.
 
-    Raises UserError if the set was not prepared by name, or if its release has no test split.
+    Raises UserError if the set was not prepared by name, if its release has no test split, or if
+    that holds records of another kind, as that of a set that is made of summaries may.
     """
     name = ""
     if (shards.folder / PROVENANCE_FILE).is_file():
         name = (read_provenance(shards.folder)["corpus"] or {}).get("name", "")
+    source, files = _find_test_files(name)
+    if not files or find_source(source).kind != shards.kind.name:
+        raise UserError(
+            f"{shards.folder} has no test split: name the file to score with --source NAME "
+            "--input FILE"
+        )
+    return source, files
+
+
+def _find_test_files(name: str) -> tuple[str, list[Path]]:
+    """Return the source and the test files of a corpus, no files if it is unknown or has none."""
     # A part of the sample, prepared in place of the corpus, has a test split of its own.
     sample_source = name.removeprefix(f"{SAMPLE_NAME}-")
     if sample_source != name and sample_source in SAMPLE_SFT_FILES:
         return sample_source, sample_files(sample_source)[sample_source].test
     corpus = load_corpora().get(name)
-    if corpus is not None and corpus.source is not None:
-        files = download_paths(name, corpus).test
-        if files:
-            return corpus.source, files
-    raise UserError(
-        f"{shards.folder} has no test split: name the file to score with --source NAME --input FILE"
-    )
+    if corpus is None or corpus.source is None:
+        return "", []
+    return corpus.source, download_paths(name, corpus).test
 
 
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:

@@ -1,7 +1,7 @@
 """Requests for titles after some turns of a chat: `after_chat(csl,naturalconv.json)`.
 
 A model that is fine-tuned on summaries and on conversations, but on no conversation in which a
-title is asked for, answers such a request with what people say in chats (docs/log.md).
+title is asked for, answers such a request with what people say in chats (docs/results.md).
 """
 
 import functools
@@ -17,11 +17,14 @@ from data.kinds import conversations, find_kind, summaries
 from data.prepare.dedup import text_digest
 from data.records import Conversation, Record, SkippedRecord, Summary, Turn
 from data.sources import find_source
+from data.usable_records import UsableRecords
 
 # Turns before the request, and the characters that they may have together: there has to be room
 # for the article in a row.
 MAX_TURNS = 4
 MAX_CHAT_CHARACTERS = 200
+# Beginnings that are read of a file: every worker process holds them.
+_MAX_BEGINNINGS = 50_000
 
 
 class AfterChat(WithoutTestPassages[Summary]):
@@ -56,7 +59,7 @@ class AfterChat(WithoutTestPassages[Summary]):
         self, record: Summary, arguments: Arguments, *, has_title_line: bool
     ) -> Iterable[Record | SkippedRecord]:
         """Return one conversation; the digest of the record decides its chat and its request."""
-        chats = _read_beginnings(arguments["chat_file"])
+        chats = _read_beginnings(arguments["chat_file"], arguments["chat_sha256"])
         if not chats:
             return [SkippedRecord("no_short_chat")]
         chat_digest, request_digest = map(int, text_digest(record.plain_text()))
@@ -67,15 +70,18 @@ class AfterChat(WithoutTestPassages[Summary]):
 
 
 @functools.lru_cache(maxsize=1)
-def _read_beginnings(chat_file: str) -> list[tuple[Turn, ...]]:
-    """Return the first turns of each conversation of a file, one to four, as context only.
+def _read_beginnings(chat_file: str, _sha256: str) -> list[tuple[Turn, ...]]:
+    """Return the first turns of the conversations of a file, one to four, as context only.
 
-    Every number of turns that is short enough is there. Conversations about a passage, or with a
-    system text, are left out.
+    Every number of turns that is short enough is there, up to a number of beginnings that fits
+    into memory. Conversations about a passage, or with a system text, are left out. The checksum
+    tells apart what a file held before and after a change. Raises UserError if many records cannot
+    be read.
     """
     path = Path(chat_file)
-    beginnings = []
-    for record in find_source(detect_source([path])).iter_records(path):
+    records = UsableRecords(find_source(detect_source([path])).iter_records(path))
+    beginnings: list[tuple[Turn, ...]] = []
+    for record in records:
         if not isinstance(record, Conversation) or record.reference or record.system:
             continue
         turns: tuple[Turn, ...] = ()
@@ -86,6 +92,9 @@ def _read_beginnings(chat_file: str) -> list[tuple[Turn, ...]]:
                 break
             turns += (Turn(turn.question, turn.answer, has_loss=False),)
             beginnings.append(turns)
+        if len(beginnings) >= _MAX_BEGINNINGS:
+            break
+    records.check_bad_share(f"name another CHAT_FILE than {chat_file}")
     return beginnings
 
 

@@ -1,7 +1,8 @@
-"""What a text says of an article: the share of the article's rest that consists of its characters.
+"""How much of an article a text says: the share of it that repeats the text's characters.
 
-Sentences that say most of the rest are the summaries of gap-sentence generation (Zhang et al. 2020,
-arXiv:1912.08777). Here the unit is a letter or digit, lower-cased: marks say nothing.
+One of each character is not counted: it stands for the text itself, which may be a part of the
+article. Sentences that say most of the rest are the summaries of gap-sentence generation (Zhang et
+al. 2020, arXiv:1912.08777). Here the unit is a letter or digit, lower-cased: marks say nothing.
 """
 
 from collections import Counter

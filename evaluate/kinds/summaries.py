@@ -343,20 +343,31 @@ def _sample_consensus(
             EVALUATION.strip_answer(template, question.lead_in + tokenizer.decode(sample.ids))
             for sample in samples
         ]
-        extracts = [text for _, text in iter_extracts(question.article)] * decoding.extracts
+        extracts = []
+        if decoding.extracts:
+            extracts = _encode_extracts(tokenizer, template, question.article, max_new_tokens)
         index = choose_consensus(
             texts,
             case,
-            extracts=extracts,
+            extracts=[text for text, _ids in extracts],
             article=question.article,
             coverage_weight=decoding.coverage,
         )
         if index < len(samples):
             chosen.append(samples[index])
         else:
-            [ids] = tokenizer.encode_continuation([extracts[index - len(samples)]])
+            _text, ids = extracts[index - len(samples)]
             chosen.append(DecodedAnswer(ids, reached_stop_id=True))
     return chosen
+
+
+def _encode_extracts(
+    tokenizer: Tokenizer, template: Template, article: str, max_tokens: int
+) -> list[tuple[str, list[int]]]:
+    """Return the runs of an article's clauses that have at most `max_tokens`, as text and ids."""
+    texts = [" ".join(template.sanitize(text).split()) for _, text in iter_extracts(article)]
+    pairs = zip(texts, tokenizer.encode_continuation(texts, num_threads=1), strict=True)
+    return [(text, ids) for text, ids in pairs if len(ids) <= max_tokens]
 
 
 EVALUATION = SummaryEvaluation()

@@ -122,6 +122,7 @@ def beam_search(
     answers = state.finished[:, 0].clone()
     # The prompts that `state` still has, as rows of `answers`: int64[n], n <= P.
     prompt_index = torch.arange(len(prompts), device=device)
+    active_processors = list(prompt_processors)
     # Every prompt is processed once, and its row is then copied to K (`num_beams`) rows.
     logits = batch.head.logits(hidden).repeat_interleave(num_beams, 0)
     batch.reserve(len(prompts) * num_beams, batch.cache.capacity)
@@ -130,12 +131,12 @@ def beam_search(
     for step in range(longest):
         generated = state.running[..., :step].flatten(0, 1)  # [n * K, step]
         log_probabilities = process_logits(processors, logits.log_softmax(-1), generated)
-        if any(prompt_processors):
+        if any(active_processors):
             log_probabilities = torch.cat(
                 [
-                    process_logits(prompt_processors[prompt], rows, rows_generated)
-                    for prompt, rows, rows_generated in zip(
-                        prompt_index.tolist(),
+                    process_logits(own_processors, rows, rows_generated)
+                    for own_processors, rows, rows_generated in zip(
+                        active_processors,
                         log_probabilities.split(num_beams),
                         generated.split(num_beams),
                         strict=True,
@@ -159,6 +160,8 @@ def beam_search(
             if len(active_prompts) <= _ACTIVE_SHARE * len(prompt_index):
                 state.select_prompts(active_prompts)
                 prompt_index = prompt_index[active_prompts]
+                if active_processors:
+                    active_processors = [active_processors[i] for i in active_prompts.tolist()]
                 rows = rows[active_prompts]
                 # A row may now get another prompt, so all columns are copied.
                 shared_columns = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from data.corpora import resolver
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SMALL_TOKENIZER
 from data.kinds import conversations
@@ -76,17 +77,40 @@ def test_title_is_asked_for_after_the_beginning_of_a_chat() -> None:
     assert len(shards.load_records("validation")) == len(source.load_records("validation")) > 0
 
 
+def test_the_test_split_of_the_summaries_is_not_that_of_the_chats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prevents titles without a chat that are filed as the score of titles after one."""
+    monkeypatch.setattr(resolver, "_find_test_files", lambda _name: ("csl", [Path("test.tsv")]))
+    folder = resolve_shard_set("after_chat(train.tsv,chats.json)", SMALL_TOKENIZER)
+    with pytest.raises(UserError, match="has no test split"):
+        resolver.find_test_split(ShardSet.open(folder))
+    folder = resolve_shard_set("decontaminated(train.tsv)", SMALL_TOKENIZER)
+    assert resolver.find_test_split(ShardSet.open(folder)) == ("csl", [Path("test.tsv")])
+
+
+def test_file_of_chats_that_cannot_be_read_is_refused() -> None:
+    """Prevents requests that all follow the one chat of a damaged file that can be read."""
+    good = json.dumps({"instruction": "你好", "output": "你好"}, ensure_ascii=False)
+    Path("chats.jsonl").write_text("\n".join([good, "{", good[:-3]]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"2 of 3 records cannot be read.*another CHAT_FILE"):
+        resolve_shard_set("after_chat(train.tsv,chats.jsonl)", SMALL_TOKENIZER)
+
+
 def test_other_chats_make_another_set(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents an old set after the file of chats was replaced."""
     name = "after_chat(train.tsv,chats.json)"
-    outputs = []
+    outputs, numbers_of_turns = [], []
     for content in (CHATS[0], CHATS[0], CHATS[0][:2]):
         chats = [{"dialog_id": "1", "document_id": 1, "content": content}]
         Path("chats.json").write_text(json.dumps(chats, ensure_ascii=False), encoding="utf-8")
         capsys.readouterr()
-        resolve_shard_set(name, SMALL_TOKENIZER)
+        shards = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER))
         outputs.append(f"{name}:" in capsys.readouterr().out)
+        used = {record.turns[:-1] for record in read(shards.load_records("train"), "train")}
+        numbers_of_turns.append(sorted(map(len, used)))
     assert outputs == [True, False, True]
+    assert numbers_of_turns == [[1, 2, 3, 4], [1, 2, 3, 4], [1]]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ DEFAULT_SETTINGS = (
     "no_repeat_ngram=3,novelty_penalty=4",
     "beams=4,length_penalty=0.5,no_repeat_ngram=3,novelty_penalty=4",
     "beams=4,length_penalty=2,no_repeat_ngram=3,novelty_penalty=4",
-    "samples=16,novelty_penalty=4",
     "samples=16,novelty_penalty=4,coverage=2",
     "samples=16,novelty_penalty=4,coverage=2,extracts=true",
 )

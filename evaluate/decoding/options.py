@@ -9,14 +9,14 @@ from common.options import CliVariadicArg, OutputFile
 from evaluate.decoding.settings import GREEDY, Decoding, parse_decoding
 from evaluate.options import DeviceOptions
 
-# Beams without repeated 3-grams alone: the likeliest text is often one that loops.
+# All without repeated 3-grams: the likeliest text is often one that loops, and so are a few samples.
 DEFAULT_SETTINGS = (
     "no_repeat_ngram=3",
     "no_repeat_ngram=3,novelty_penalty=4",
     "beams=4,length_penalty=0.5,no_repeat_ngram=3,novelty_penalty=4",
     "beams=4,length_penalty=2,no_repeat_ngram=3,novelty_penalty=4",
-    "samples=16,novelty_penalty=4,coverage=2",
-    "samples=16,novelty_penalty=4,coverage=2,extracts=true",
+    "samples=16,no_repeat_ngram=3,novelty_penalty=4,coverage=2",
+    "samples=16,no_repeat_ngram=3,novelty_penalty=4,coverage=2,extracts=true",
 )
 
 

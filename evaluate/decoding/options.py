@@ -9,7 +9,7 @@ from common.options import CliVariadicArg, OutputFile
 from evaluate.decoding.settings import GREEDY, Decoding, parse_decoding
 from evaluate.options import DeviceOptions
 
-# All without repeated 3-grams: the likeliest text is often one that loops, and so are a few samples.
+# All without repeated 3-grams: the likeliest text often loops, and so do a few samples.
 DEFAULT_SETTINGS = (
     "no_repeat_ngram=3",
     "no_repeat_ngram=3,novelty_penalty=4",

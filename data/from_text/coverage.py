@@ -14,10 +14,11 @@ def count_characters(article: str) -> Counter[str]:
 
 
 def coverage(text: str, article: Counter[str]) -> float:
-    """Return the share of the article's characters that repeat a character of the text, 0 to 1.
+    """Return the share of the article that repeats characters of the text, 0 to 1.
 
-    `article` is from `count_characters`. Each character of the text stands for one of the
-    article's, and the others of its kind are the rest that it says.
+    For each different character of the text, count how often it occurs in the article, minus one;
+    divide the sum by the number of letters and digits in the article. `article` is from
+    `count_characters`.
     """
     said = sum(max(article[character] - 1, 0) for character in set(text.lower()))
     return said / max(article.total(), 1)

@@ -1,4 +1,4 @@
-"""Headlines in the words of the article: the part of its beginning that says what the title says.
+"""Headlines in the words of the article: the clauses that say most of the title and of the article.
 
 A small model that is fine-tuned on headlines as people write them answers with phrases that the
 article does not have. One that is fine-tuned to copy a part of the article stays with its words,

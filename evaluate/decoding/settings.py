@@ -35,11 +35,11 @@ class Decoding(Options):
     coverage: float = Field(
         0.0,
         ge=0,
-        description="add this times the share of the article's other characters that an answer "
-        "repeats to what it has in common with other --samples; 0: off",
+        description="with --samples: add this times the share of the article that repeats "
+        "characters of the answer to its mean ROUGE-1 F with the others; 0: off",
     )
     extracts: bool = Field(
-        False, description="let the clauses of the article compete with the --samples"
+        False, description="with --samples: runs of clauses of the article may be chosen, too"
     )
     repetition_penalty: float = Field(
         1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: off"

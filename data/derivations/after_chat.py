@@ -7,6 +7,7 @@ title is asked for, answers such a request with what people say in chats (docs/r
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from common.files import sha256_file
 from data.batching.summary_prompts import ALL_REQUESTS
@@ -82,11 +83,13 @@ def _read_beginnings(chat_file: str, _sha256: str) -> list[tuple[Turn, ...]]:
     records = UsableRecords(find_source(detect_source([path])).iter_records(path))
     beginnings: list[tuple[Turn, ...]] = []
     for record in records:
-        if not isinstance(record, Conversation) or record.reference or record.system:
+        # `parse_arguments` has checked the kind of the source.
+        chat = cast(Conversation, record)
+        if chat.reference or chat.system:
             continue
         turns: tuple[Turn, ...] = ()
         num_characters = 0
-        for turn in record.turns[:MAX_TURNS]:
+        for turn in chat.turns[:MAX_TURNS]:
             num_characters += len(turn.question) + len(turn.answer)
             if num_characters > MAX_CHAT_CHARACTERS:
                 break

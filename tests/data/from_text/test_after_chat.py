@@ -9,10 +9,11 @@ import pytest
 from common.errors import UserError
 from data.corpora import resolver
 from data.corpora.resolver import resolve_shard_set
-from data.corpora.sample import SMALL_TOKENIZER
+from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
 from data.kinds import conversations
-from data.records import Conversation, Turn
+from data.records import Conversation, Summary, Turn
 from data.shards import SPLITS, ShardSet
+from data.sources import find_source
 from data.stored_records import StoredRecords
 
 CHARACTERS = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜"
@@ -75,6 +76,30 @@ def test_title_is_asked_for_after_the_beginning_of_a_chat() -> None:
     assert used == set(range(5))
     assert len({record.turns[-1].question[:4] for record in records}) > 5
     assert len(shards.load_records("validation")) == len(source.load_records("validation")) > 0
+
+
+def test_known_test_sets_are_left_out() -> None:
+    """Prevents titles of a test set in the training data because nobody named its file."""
+    [path] = SAMPLE_SFT_FILES["csl"].test
+    record = next(iter(find_source("csl").iter_records(path)))
+    assert isinstance(record, Summary)
+    with Path("train.tsv").open("a", encoding="utf-8") as file:
+        file.write(f"\n题目\t{record.article[20:60]}{CHARACTERS}")
+    folder = resolve_shard_set("after_chat(train.tsv,chats.json)", SMALL_TOKENIZER)
+    report = ShardSet.open(folder).manifest["report"]
+    assert report["dropped"] == {"shares a passage with a test set": 1}
+
+
+def test_chats_with_a_system_text_are_left_out() -> None:
+    """Prevents answers that follow an instruction which the conversation does not have."""
+    turns = [{"from": "human", "value": "你是谁"}, {"from": "gpt", "value": "我是一只猫"}]
+    chats = [{"conversations": [{"from": "system", "value": "你是猫"}, *turns]}]
+    chats.append({"conversations": [{**turns[0]}, {"from": "gpt", "value": "我是一个助手"}]})
+    lines = [json.dumps(chat, ensure_ascii=False) for chat in chats]
+    Path("chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    shards = ShardSet.open(resolve_shard_set("after_chat(train.tsv,chats.jsonl)", SMALL_TOKENIZER))
+    records = read(shards.load_records("train"), "train")
+    assert {record.turns[0].answer for record in records} == {"我是一个助手"}
 
 
 def test_the_test_split_of_the_summaries_is_not_that_of_the_chats(

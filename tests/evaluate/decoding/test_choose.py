@@ -282,3 +282,19 @@ def test_part_of_the_article_is_an_answer(run: Path) -> None:
         assert is_clause == (extracts and max_new_tokens == 40)
         assert answer.has_eos or not is_clause
         assert answer.num_tokens <= max_new_tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"samples": 3}], ids=str)
+def test_novelty_penalty_reaches_every_way_to_decode(run: Path, options: dict[str, int]) -> None:
+    """Prevents an option that is named in the results and changes nothing."""
+    model, tokenizer = weights.load_checkpoint(step_folder(run, 7), torch.device("cpu"))
+    question = TitleQuestion("小骆驼过河的时候看见小马。")
+    prompt = prompts_of(model, tokenizer, Template(), [question])[0]
+    for penalty in (0.0, 1e4):
+        decoding = Decoding(novelty_penalty=penalty, **options)
+        [answer] = answer_title_questions(
+            model, tokenizer, Template(), [question], max_new_tokens=8, decoding=decoding
+        )
+        is_copied = set(answer.text) <= set(tokenizer.decode(prompt))
+        assert is_copied == (penalty > 0), answer.text

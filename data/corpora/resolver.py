@@ -274,7 +274,7 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     """Return the source and the native files of the test split that belongs to a prepared set.
 
     Raises UserError if the set was not prepared by name, if its release has no test split, or if
-    that holds records of another kind, as that of a set that is made of summaries may.
+    the test split holds another kind of records than the set, as for `after_chat(csl,…)`.
     """
     name = ""
     if (shards.folder / PROVENANCE_FILE).is_file():

@@ -24,16 +24,16 @@ from data.usable_records import UsableRecords
 # for the article in a row.
 MAX_TURNS = 4
 MAX_CHAT_CHARACTERS = 200
-# Beginnings that are read of a file: every worker process holds them.
+# Reading stops at this many beginnings, because every worker process holds all of them.
 _MAX_BEGINNINGS = 50_000
 
 
 class AfterChat(WithoutTestPassages[Summary]):
-    """The records of a set of summaries as conversations, of which the last answer is the title."""
+    """The records of a set of summaries as conversations whose last answer is the title."""
 
     name = "after_chat"
     usage = "after_chat(NAME,CHAT_FILE[,TEST_FILE…])"
-    description = "summaries, each asked for after one to four turns of a chat of CHAT_FILE"
+    description = "requests for titles, each after one to four turns of a chat of CHAT_FILE"
     source_kind = summaries.KIND
     kind = conversations.KIND
     # Dev files are the validation split of the source itself, which stays.
@@ -74,10 +74,9 @@ class AfterChat(WithoutTestPassages[Summary]):
 def _read_beginnings(chat_file: str, _sha256: str) -> list[tuple[Turn, ...]]:
     """Return the first turns of the conversations of a file, one to four, as context only.
 
-    Every number of turns that is short enough is there, up to a number of beginnings that fits
-    into memory. Conversations about a passage, or with a system text, are left out. The checksum
-    tells apart what a file held before and after a change. Raises UserError if many records cannot
-    be read.
+    A conversation yields a beginning for each number of turns that is short enough. Conversations
+    about a passage, or with a system text, are left out. `_sha256` is part of the cache key, so
+    that a file is read again after a change. Raises UserError if many records cannot be read.
     """
     path = Path(chat_file)
     records = UsableRecords(find_source(detect_source([path])).iter_records(path))

@@ -112,8 +112,8 @@ def beam_search(
 
     T is max(limits); ids after a stop id or the limit are undefined. As in transformers, the logits
     processors are applied to log-probabilities, and an answer's score is the sum of the processed
-    log-probabilities, divided by length ** length_penalty. Those of
-    `prompt_processors[p]` are applied to the beams of prompt p alone.
+    log-probabilities, divided by length ** length_penalty. The processors in `prompt_processors[p]`
+    are applied to the beams of prompt p alone, after `processors`.
     """
     longest = max(limits)
     batch, hidden = start_batch(model, prompts, max_new_tokens=longest)
@@ -122,6 +122,7 @@ def beam_search(
     answers = state.finished[:, 0].clone()
     # The prompts that `state` still has, as rows of `answers`: int64[n], n <= P.
     prompt_index = torch.arange(len(prompts), device=device)
+    # In the order of `prompt_index`, on the host: asking the device for it would be a wait.
     active_processors = list(prompt_processors)
     # Every prompt is processed once, and its row is then copied to K (`num_beams`) rows.
     logits = batch.head.logits(hidden).repeat_interleave(num_beams, 0)

@@ -11,13 +11,14 @@ from common.machine import resolve_device
 from common.run_layout import DECODING_FILE, find_run
 from data.corpora.held_out import held_out_files
 from data.kinds import find_kind, summaries
+from data.prepare.provenance import read_sources
 from data.records import Summary
 from data.shards import ShardSet, load_run_shard_sets
 from data.sources import find_source
 from data.sources.base import LetterCase
 from evaluate.decoding.options import DecodingOptions
 from evaluate.decoding.settings import Decoding
-from evaluate.decoding.stored import write_run_decoding
+from evaluate.decoding.stored import read_decoding_file, write_run_decoding
 from evaluate.input_records import iter_usable_records, read_split_records
 from evaluate.kinds.question_sets import Figure
 from evaluate.kinds.summaries import EVALUATION, TitleQuestion
@@ -45,7 +46,8 @@ class DevSet:
 def choose_decoding(options: DecodingOptions) -> None:
     """Measure all settings, report them, and store the best in the run.
 
-    Raises UserError if the checkpoint is not that of a run, or if there are no dev records.
+    Raises UserError if the checkpoint is not that of a run, if there are no dev records, if those
+    of `--data` are not of one source, or if the file of the run is damaged.
     """
     run = find_run(options.checkpoint)
     if run is None:
@@ -53,6 +55,10 @@ def choose_decoding(options: DecodingOptions) -> None:
             f"--checkpoint {options.checkpoint} is no run, which the setting would be stored in: "
             "name a run, or one of its steps"
         )
+    source = None
+    if options.store:
+        source = _find_source(options)
+        read_decoding_file(run)  # Better refused now than after the measurements.
     dev_sets = _read_dev_sets(options)
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options, device)
@@ -78,8 +84,9 @@ def choose_decoding(options: DecodingOptions) -> None:
     lines.append(f"best on the dev split: {figures[chosen]['description']}")
     if options.store:
         decoding = options.decodings[chosen]
-        write_run_decoding(run, decoding, {**loaded.provenance, **record})
-        lines.append(f"stored in {run / DECODING_FILE}: evaluate.rouge uses it from now on")
+        write_run_decoding(run, decoding, {**loaded.provenance, **record}, source)
+        texts = "" if source is None else f" for texts of {source}"
+        lines.append(f"stored in {run / DECODING_FILE}: evaluate.rouge uses it from now on{texts}")
     report_result(EvalResult(lines, record, loaded.provenance, device=device), options.json_file)
 
 
@@ -109,6 +116,23 @@ def choose_best(figures: Sequence[dict[str, Any]]) -> int:
         and setting["difference"]["1"]["high"] >= 0
     ]
     return max(cleaner, key=rouge, default=0)
+
+
+def _find_source(options: DecodingOptions) -> str | None:
+    """Return the source of the records of `--data`; None without it.
+
+    Raises UserError if the set does not name one source.
+    """
+    if options.data is None:
+        return None
+    sources = sorted(set(read_sources(options.data)))
+    if len(sources) != 1:
+        raise UserError(
+            f"--data {options.data}: its records are of {' and '.join(sources) or 'no source'}, "
+            "but a choice is stored for one: prepare them of one --source, or only measure with "
+            "--store false"
+        )
+    return sources[0]
 
 
 def _read_dev_sets(options: DecodingOptions) -> list[DevSet]:

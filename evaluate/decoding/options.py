@@ -17,6 +17,7 @@ DEFAULT_SETTINGS = (
     "beams=4,length_penalty=2,no_repeat_ngram=3,novelty_penalty=4",
     "samples=16,no_repeat_ngram=3,novelty_penalty=4,coverage=2",
     "samples=16,no_repeat_ngram=3,novelty_penalty=4,coverage=2,extracts=true",
+    "samples=16,no_repeat_ngram=3,novelty_penalty=4,coverage=4,extracts=true",
 )
 
 
@@ -32,8 +33,8 @@ class DecodingOptions(DeviceOptions):
     )
     data: Path | None = Field(
         None,
-        description="a prepared shard set, for its dev split (default: those of the run that have "
-        "summaries)",
+        description="a prepared shard set of one source, such as lcsts, whose texts are decoded as "
+        "its dev split says (default: the sets of the run, for all other texts)",
     )
     limit: int | None = Field(
         None, ge=1, description="ask for only this many records at the start of each dev split"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,15 @@ NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "loops": "loops", "trimmed": "articles trimmed"}
 
 
+class ArticleSet(NamedTuple):
+    """Articles to summarize, with their true titles."""
+
+    records: list[Summary]
+    source: str
+    label: str  # their files and source
+    case: LetterCase
+
+
 def run_rouge(options: RougeOptions) -> None:
     """Score the summaries of a file, a baseline or a checkpoint; report the result."""
     if options.score:
@@ -65,7 +74,7 @@ def evaluate_predictions(options: RougeOptions) -> EvalResult:
 def evaluate_baseline(options: RougeOptions) -> EvalResult:
     """Summarize the articles with the method of `--baseline`, and score the summaries."""
     assert options.baseline is not None
-    articles, data_label, case = read_articles(options, options.limit)
+    articles, _, data_label, case = read_articles(options, options.limit)
     summarize = BASELINES[options.baseline]
     rows = [
         {
@@ -88,9 +97,9 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     # `RougeOptions.find_conflicts` requires it if there is neither --score nor --baseline.
     assert options.checkpoint is not None
     device = resolve_device(options.device)
-    articles, data_label, case = read_articles(options, options.limit)
+    articles, source, data_label, case = read_articles(options, options.limit)
     loaded = load_checkpoint(options.checkpoint, options, device)
-    decoding = _resolve_decoding(options)
+    decoding = _resolve_decoding(options, source)
     length = options.max_new_tokens
     provenance = {**loaded.provenance, "decoding": describe_decoding(decoding, length)}
     answers = answer_resumably(
@@ -109,15 +118,15 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     return _score_rows(run_label, rows, case, provenance, device, beside=TRIVIAL_METHODS)
 
 
-def _resolve_decoding(options: RougeOptions) -> Decoding:
-    """Return the decoding setting of the options or, if they have none, that of the run."""
+def _resolve_decoding(options: RougeOptions, source: str) -> Decoding:
+    """Return the decoding setting of the options or, if they have none, of the run for a source."""
     if not options.run_decoding or options.decoding != GREEDY:
         return options.decoding
     assert options.checkpoint is not None
-    chosen = read_run_decoding(options.checkpoint)
+    chosen = read_run_decoding(options.checkpoint, source)
     if chosen is None:
         return GREEDY
-    print(f"decoding as chosen for {options.checkpoint} on its dev split: {chosen.describe()}")
+    print(f"decoding as chosen for {options.checkpoint} on dev records: {chosen.describe()}")
     return chosen
 
 
@@ -187,10 +196,8 @@ def _resolve_case(path: Path, rows: list[Row]) -> LetterCase:
     return "lower"
 
 
-def read_articles(
-    options: RougeOptions, limit: int | None
-) -> tuple[list[Summary], str, LetterCase]:
-    """Return the articles to summarize, a label for their files and source, and the letter case.
+def read_articles(options: RougeOptions, limit: int | None) -> ArticleSet:
+    """Return the articles to summarize.
 
     They are the first `limit` (None: all). The letter case is that of `--case`, or else that of
     published scores of the source. Without `--source` the articles are the test split that belongs
@@ -207,7 +214,7 @@ def read_articles(
         inputs = tuple(str(file) for file in files)
     articles = read_usable_records(source, inputs, summaries.KIND, limit)
     case = options.case or find_source(source).rouge_case
-    return articles, f"{' '.join(inputs)} ({source})", case
+    return ArticleSet(articles, source, f"{' '.join(inputs)} ({source})", case)
 
 
 def _prediction_rows(

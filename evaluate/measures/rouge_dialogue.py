@@ -94,7 +94,7 @@ def evaluate_dialogue(options: RougeOptions) -> EvalResult:
     # `RougeOptions.find_conflicts` requires it with --dialogue.
     assert options.checkpoint is not None
     device = resolve_device(options.device)
-    records, data_label, case = read_articles(options, options.limit or DIALOGUE_RECORDS)
+    records, _, data_label, case = read_articles(options, options.limit or DIALOGUE_RECORDS)
     loaded = load_checkpoint(options.checkpoint, options, device)
     articles = [record.article for record in records]
     conditions = build_conditions(articles, loaded.template)

@@ -34,6 +34,7 @@ PICTURED_KEYS = {
 }
 # Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
+_MAX_LABEL_IN_FILE = 60
 TRAINING_METRICS_NOTE = (
     "Measured during training, by the command of each run above, on the data that the rows name: "
     "validation repeatedly, final once at the end, on more data. The loss is in nats per token. "
@@ -175,13 +176,11 @@ def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
             blocks.append(Paragraph(MISSING))
             continue
         num_pictures += 1
-        slug = re.sub("[^a-z0-9]+", "-", label.lower()).strip("-")
         # The font of the picture may lack characters outside ASCII, which names of sets can have.
         axis_label = label if label.isascii() and label.isprintable() else "score"
         picture = plot_curves(curves, axis_label)
-        blocks.append(
-            Picture(f"{page_name}-{num_pictures}-{slug}.svg", f"{label} over steps", picture)
-        )
+        file = _picture_file(f"{page_name}-{num_pictures}", label)
+        blocks.append(Picture(file, f"{label} over steps", picture))
     return blocks
 
 
@@ -237,10 +236,16 @@ def _interval_blocks(name: str, results: Sequence[dict[str, Any]], file_prefix: 
     picture = plot_intervals(
         labels, [[parse_interval(result.get(key)) for key in keys] for result in results]
     )
-    slug = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
     number = "" if keys == all_keys else f"the first {len(keys)} of {len(all_keys)} "
     alt_text = f"{name}: {number}figures with their 95 % intervals"
-    return [Picture(f"{file_prefix}-{slug}.svg", alt_text, picture)]
+    return [Picture(_picture_file(file_prefix, name), alt_text, picture)]
+
+
+def _picture_file(prefix: str, label: str) -> str:
+    """Return the name of a picture's file: `prefix`, which no other has, and part of its label."""
+    # Labels with names of derived sets may be longer than file systems allow a name to be.
+    words = re.sub("[^a-z0-9]+", "-", label.lower())[:_MAX_LABEL_IN_FILE].strip("-")
+    return f"{prefix}-{words}.svg"
 
 
 def select_pictured_keys(name: str, keys: Sequence[str]) -> list[str]:

@@ -164,7 +164,7 @@ def test_settings_are_measured_and_the_best_is_stored(
             assert triple == pytest.approx(bootstrap_mean_interval(expected).tolist())
     stored = json.loads((run / DECODING_FILE).read_text(encoding="utf-8"))
     assert stored["step"] == 7 and stored["settings"] == record["settings"]
-    assert read_run_decoding(step_folder(run, 7)) == decodings[record["chosen"]]
+    assert read_run_decoding(step_folder(run, 7), "csl") == decodings[record["chosen"]]
     (run / DECODING_FILE).unlink()
     run_command(decoding_command, *arguments, "--settings", "greedy", "--store", "false")
     assert not (run / DECODING_FILE).exists()
@@ -190,12 +190,55 @@ def test_rouge_decodes_as_the_run_says_unless_options_do(
         is_of_run = "decoding as chosen for" in capsys.readouterr().out
         assert is_of_run == (not options)
     (run / DECODING_FILE).write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"decoding\.json .*: delete it, or run python -m evaluate"):
+    with pytest.raises(
+        UserError, match=r"decoding\.json .*: delete it, and run python -m evaluate"
+    ):
         run_command(rouge, *arguments)
     write_checksummed_json(run / DECODING_FILE, {"decoding": {"beams": 0}})
     with pytest.raises(UserError, match=r"decoding\.json: --beams: 0 is not valid.*: delete it"):
         run_command(rouge, *arguments)
     (run / DECODING_FILE).unlink()
+
+
+@pytest.mark.slow
+def test_a_source_has_a_choice_of_its_own(
+    run_command: Run,
+    make_run: Callable[[str], Path],
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prevents news that are decoded as abstracts are, and a choice that replaces another one."""
+    run = make_run(head(root / SAMPLE / "dev.tsv", 2))
+    lcsts = root / SAMPLE.with_name("lcsts")
+    news = tmp_path / "news"
+    options = PrepareOptions(workers=1, validation=0.1)
+    groups = [SourceGroup("lcsts", (str(lcsts / "PART_II.txt"),), ())]
+    prepare_groups(groups, news, root / "assets/tokenizer", options)
+    short = ["--checkpoint", run, "--max_new_tokens", 2, "--device", "cpu"]
+    choose = [*short, "--settings", "no_repeat_ngram=1", "--limit", 2]
+    run_command(decoding_command, *choose, "--data", news)
+    assert "evaluate.rouge uses it from now on for texts of lcsts" in capsys.readouterr().out
+    assert read_run_decoding(run, "lcsts") is not None and read_run_decoding(run, "csl") is None
+    # What a random model writes does not tell settings apart.
+    write_run_decoding(run, Decoding(no_repeat_ngram=1), {}, "lcsts")
+    run_command(decoding_command, *choose, "--settings", "greedy")
+    assert read_run_decoding(run, "csl") == GREEDY
+    out = tmp_path / "out.json"
+    for source, file, expected in (
+        ("csl", root / SAMPLE / "test.tsv", "greedy"),
+        ("lcsts", lcsts / "PART_III.txt", "greedy, no repeated 1-grams"),
+    ):
+        input_options = ["--source", source, "--input", file, "--limit", 2, "--json", out]
+        run_command(rouge, *short, *input_options)
+        decoding = json.loads(out.read_text(encoding="utf-8"))["decoding"]
+        assert decoding == f"{expected}, at most 2 tokens"
+    mixed = tmp_path / "mixed"
+    groups.append(SourceGroup("csl", (str(root / SAMPLE / "train.tsv"),), ()))
+    prepare_groups(groups, mixed, root / "assets/tokenizer", options)
+    with pytest.raises(UserError, match="its records are of csl and lcsts, but a choice is stored"):
+        run_command(decoding_command, *choose, "--data", mixed)
+    run_command(decoding_command, *choose, "--data", mixed, "--store", "false")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The curves of the report are at the right coordinates."""
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from evaluate.report.plots import (
     plot_heat_map,
     plot_intervals,
 )
+from evaluate.report.write import write_report
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
 
@@ -76,6 +78,24 @@ def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
         "rouge csl rouge 1 over steps",
         "rouge lcsts rouge 1 over steps",
     }
+
+
+@pytest.mark.slow
+def test_a_set_with_a_long_name_has_its_curves(tmp_path: Path) -> None:
+    """Prevents a picture that cannot be written, as its name is too long for the file system."""
+    folder = write_run(tmp_path / "run", [3.0])
+    name = (
+        f"headlines(news.jsonl,{','.join(f'downloads/test-{number}.tsv' for number in range(30))})"
+    )
+    log = MetricsLog(folder, 100)
+    for step in (10, 20):
+        log.write("rouge", step, rouge_1=0.25, rouge_2=0.125, set=name)
+    log.close()
+    write_report([folder], tmp_path / "report")
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for picture in ("1", "2"):
+        [file] = re.findall(rf"rouge {picture} over steps\]\(([^)]+)\)", page)
+        assert (tmp_path / file).is_file()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ runs/NAME/
     start.json          rewards of the base, of a run on rewards
     checkpoints/        step-00001000/ ..., and best, a link to one of them; damaged-step-...
     failed/             checkpoints/ of a run that diverged: its state then
-    decoding.json       how summaries are decoded, chosen on the dev split
+    decoding.json       how summaries are decoded, chosen on dev records
     samples.md          text that the model wrote during training
     tensorboard/        event files
     results/            figures of the evaluation commands; before-after.json: beside the base

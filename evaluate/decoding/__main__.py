@@ -20,12 +20,10 @@ difference lies above 0. Otherwise it is one that loops less than greedy, if its
 clearly lower, or else greedy. From then on evaluate.rouge, and so make evaluate, uses it where no
 decoding option is given; chat, the server and exports do not.
 
-News wants other titles than abstracts. With --data, the choice is for texts of that set's source
-alone, and leaves the one for all others as it is:
+A title of news is mostly a part of its first sentences, that of an abstract is not. A choice with
+--source is for texts of that source alone, beside the one for all others:
 
-  python -m data.prepare --source lcsts --input PART_II.txt --validation 0.1
-      --tokenizer assets/tokenizer --out prepared/news
-  python -m evaluate.decoding --checkpoint runs/sft-csl --data prepared/news
+  python -m evaluate.decoding --checkpoint runs/sft-csl --data prepared/news --source lcsts
 
 There is no option for other files, so that nothing is chosen on a test split; a dev article that is
 in the test split of a known corpus is left out."""

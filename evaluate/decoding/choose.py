@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,6 @@ from common.machine import resolve_device
 from common.run_layout import DECODING_FILE, find_run
 from data.corpora.held_out import held_out_files
 from data.kinds import find_kind, summaries
-from data.prepare.provenance import read_sources
 from data.records import Summary
 from data.shards import ShardSet, load_run_shard_sets
 from data.sources import find_source
@@ -46,8 +46,8 @@ class DevSet:
 def choose_decoding(options: DecodingOptions) -> None:
     """Measure all settings, report them, and store the best in the run.
 
-    Raises UserError if the checkpoint is not that of a run, if there are no dev records, if those
-    of `--data` are not of one source, or if the file of the run is damaged.
+    Raises UserError if the checkpoint is not that of a run, if there are no dev records, if the
+    records of `--source` have no titles, or if the file of the run is damaged.
     """
     run = find_run(options.checkpoint)
     if run is None:
@@ -55,9 +55,9 @@ def choose_decoding(options: DecodingOptions) -> None:
             f"--checkpoint {options.checkpoint} is no run, which the setting would be stored in: "
             "name a run, or one of its steps"
         )
-    source = None
+    if options.source is not None and find_source(options.source).kind != summaries.KIND.name:
+        raise UserError(f"--source {options.source}: its records have no titles")
     if options.store:
-        source = _find_source(options)
         read_decoding_file(run)  # Better refused now than after the measurements.
     dev_sets = _read_dev_sets(options)
     device = resolve_device(options.device)
@@ -84,9 +84,8 @@ def choose_decoding(options: DecodingOptions) -> None:
     lines.append(f"best on the dev split: {figures[chosen]['description']}")
     if options.store:
         decoding = options.decodings[chosen]
-        write_run_decoding(run, decoding, {**loaded.provenance, **record}, source)
-        texts = "" if source is None else f" for texts of {source}"
-        lines.append(f"stored in {run / DECODING_FILE}: evaluate.rouge uses it from now on{texts}")
+        write_run_decoding(run, decoding, {**loaded.provenance, **record}, options.source)
+        lines.append(f"stored in {run / DECODING_FILE}: {_describe_use(run, options.source)}")
     report_result(EvalResult(lines, record, loaded.provenance, device=device), options.json_file)
 
 
@@ -118,21 +117,13 @@ def choose_best(figures: Sequence[dict[str, Any]]) -> int:
     return max(cleaner, key=rouge, default=0)
 
 
-def _find_source(options: DecodingOptions) -> str | None:
-    """Return the source of the records of `--data`; None without it.
-
-    Raises UserError if the set does not name one source.
-    """
-    if options.data is None:
-        return None
-    sources = sorted(set(read_sources(options.data)))
-    if len(sources) != 1:
-        raise UserError(
-            f"--data {options.data}: its records are of {' and '.join(sources) or 'no source'}, "
-            "but a choice is stored for one: prepare them of one --source, or only measure with "
-            "--store false"
-        )
-    return sources[0]
+def _describe_use(run: Path, source: str | None) -> str:
+    """Return which texts `evaluate.rouge` uses a choice for that was stored for `source`."""
+    if source is not None:
+        return f"evaluate.rouge uses it from now on for texts of {source}"
+    others = " and ".join(read_decoding_file(run)["sources"])
+    exception = f", but for texts of {others}, which have a choice of their own" if others else ""
+    return f"evaluate.rouge uses it from now on{exception}"
 
 
 def _read_dev_sets(options: DecodingOptions) -> list[DevSet]:

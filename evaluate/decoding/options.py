@@ -33,8 +33,13 @@ class DecodingOptions(DeviceOptions):
     )
     data: Path | None = Field(
         None,
-        description="a prepared shard set of one source, such as lcsts, whose texts are decoded as "
-        "its dev split says (default: the sets of the run, for all other texts)",
+        description="a prepared shard set, for its dev split (default: those of the run that have "
+        "summaries)",
+    )
+    source: str | None = Field(
+        None,
+        description="store the choice for texts of this --source of evaluate.rouge alone, csl or "
+        "lcsts (default: for all that have no such choice)",
     )
     limit: int | None = Field(
         None, ge=1, description="ask for only this many records at the start of each dev split"
@@ -57,6 +62,8 @@ class DecodingOptions(DeviceOptions):
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
+        if self.source is not None and not self.store:
+            lines.append("--source is for what is stored: leave out --source or --store false")
         for text in self.settings:
             try:
                 parse_decoding(text)

@@ -5,7 +5,7 @@ fields for each source whose texts are decoded in another way.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files import read_checksummed_json, write_checksummed_json
@@ -13,7 +13,14 @@ from common.options import validate_options
 from common.run_layout import DECODING_FILE, find_run
 from evaluate.decoding.settings import Decoding
 
-_ADVICE = ": delete it, and run python -m evaluate.decoding again"
+_ADVICE = ": delete it, and run python -m evaluate.decoding again, also with each --source"
+
+
+class StoredDecoding(NamedTuple):
+    """A setting of a run."""
+
+    decoding: Decoding
+    source: str | None  # whose texts alone it is for
 
 
 def read_decoding_file(run: Path) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def write_run_decoding(
     write_checksummed_json(run / DECODING_FILE, {**stored, "sources": sources})
 
 
-def read_run_decoding(checkpoint: Path, source: str) -> Decoding | None:
+def read_run_decoding(checkpoint: Path, source: str) -> StoredDecoding | None:
     """Return how the run that `checkpoint` is or belongs to decodes texts of a source.
 
     None if nothing was chosen. Raises UserError if the file is damaged.
@@ -52,11 +59,13 @@ def read_run_decoding(checkpoint: Path, source: str) -> Decoding | None:
     if run is None:
         return None
     stored = read_decoding_file(run)
-    choice = stored.get("sources", {}).get(source, stored)
+    sources = stored.get("sources", {})
+    choice = sources.get(source, stored)
     if "decoding" not in choice:
         return None
     try:
-        return validate_options(Decoding, choice["decoding"])
+        decoding = validate_options(Decoding, choice["decoding"])
     except UserError as error:
         reason = " ".join(str(error).split("\n"))
         raise UserError(f"{run / DECODING_FILE}: {reason}{_ADVICE}") from None
+    return StoredDecoding(decoding, source if source in sources else None)

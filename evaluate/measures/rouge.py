@@ -126,8 +126,9 @@ def _resolve_decoding(options: RougeOptions, source: str) -> Decoding:
     chosen = read_run_decoding(options.checkpoint, source)
     if chosen is None:
         return GREEDY
-    print(f"decoding as chosen for {options.checkpoint} on dev records: {chosen.describe()}")
-    return chosen
+    texts = "" if chosen.source is None else f" and texts of {source}"
+    print(f"decoding as chosen for {options.checkpoint}{texts}: {chosen.decoding.describe()}")
+    return chosen.decoding
 
 
 def describe_decoding(decoding: Decoding, max_new_tokens: int) -> str:

@@ -164,7 +164,7 @@ def test_settings_are_measured_and_the_best_is_stored(
             assert triple == pytest.approx(bootstrap_mean_interval(expected).tolist())
     stored = json.loads((run / DECODING_FILE).read_text(encoding="utf-8"))
     assert stored["step"] == 7 and stored["settings"] == record["settings"]
-    assert read_run_decoding(step_folder(run, 7), "csl") == decodings[record["chosen"]]
+    assert read_run_decoding(step_folder(run, 7), "csl") == (decodings[record["chosen"]], None)
     (run / DECODING_FILE).unlink()
     run_command(decoding_command, *arguments, "--settings", "greedy", "--store", "false")
     assert not (run / DECODING_FILE).exists()
@@ -203,42 +203,38 @@ def test_rouge_decodes_as_the_run_says_unless_options_do(
 @pytest.mark.slow
 def test_a_source_has_a_choice_of_its_own(
     run_command: Run,
-    make_run: Callable[[str], Path],
+    run: Path,
     root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Prevents news that are decoded as abstracts are, and a choice that replaces another one."""
-    run = make_run(head(root / SAMPLE / "dev.tsv", 2))
-    lcsts = root / SAMPLE.with_name("lcsts")
-    news = tmp_path / "news"
-    options = PrepareOptions(workers=1, validation=0.1)
-    groups = [SourceGroup("lcsts", (str(lcsts / "PART_II.txt"),), ())]
-    prepare_groups(groups, news, root / "assets/tokenizer", options)
+    """Prevents news that is decoded as abstracts are, and a choice that replaces another one."""
     short = ["--checkpoint", run, "--max_new_tokens", 2, "--device", "cpu"]
-    choose = [*short, "--settings", "no_repeat_ngram=1", "--limit", 2]
-    run_command(decoding_command, *choose, "--data", news)
-    assert "evaluate.rouge uses it from now on for texts of lcsts" in capsys.readouterr().out
-    assert read_run_decoding(run, "lcsts") is not None and read_run_decoding(run, "csl") is None
-    # What a random model writes does not tell settings apart.
+    choose = [*short, "--settings", "greedy", "--limit", 2]
+    beams = Decoding(beams=2)
+    write_run_decoding(run, beams, {})
+    run_command(decoding_command, *choose, "--source", "lcsts")
+    assert "uses it from now on for texts of lcsts" in capsys.readouterr().out
+    assert read_run_decoding(run, "csl") == (beams, None)
+    assert read_run_decoding(run, "lcsts") == (GREEDY, "lcsts")
     write_run_decoding(run, Decoding(no_repeat_ngram=1), {}, "lcsts")
-    run_command(decoding_command, *choose, "--settings", "greedy")
-    assert read_run_decoding(run, "csl") == GREEDY
+    run_command(decoding_command, *choose)
+    assert "from now on, but for texts of lcsts, which have" in capsys.readouterr().out
+    assert read_run_decoding(run, "csl") == (GREEDY, None)
     out = tmp_path / "out.json"
     for source, file, expected in (
-        ("csl", root / SAMPLE / "test.tsv", "greedy"),
-        ("lcsts", lcsts / "PART_III.txt", "greedy, no repeated 1-grams"),
+        ("csl", "csl/test.tsv", "greedy"),
+        ("lcsts", "lcsts/PART_III.txt", "greedy, no repeated 1-grams"),
     ):
-        input_options = ["--source", source, "--input", file, "--limit", 2, "--json", out]
-        run_command(rouge, *short, *input_options)
+        articles = ["--source", source, "--input", root / SAMPLE.parent / file, "--limit", 2]
+        run_command(rouge, *short, *articles, "--json", out)
         decoding = json.loads(out.read_text(encoding="utf-8"))["decoding"]
         assert decoding == f"{expected}, at most 2 tokens"
-    mixed = tmp_path / "mixed"
-    groups.append(SourceGroup("csl", (str(root / SAMPLE / "train.tsv"),), ()))
-    prepare_groups(groups, mixed, root / "assets/tokenizer", options)
-    with pytest.raises(UserError, match="its records are of csl and lcsts, but a choice is stored"):
-        run_command(decoding_command, *choose, "--data", mixed)
-    run_command(decoding_command, *choose, "--data", mixed, "--store", "false")
+        assert (f"{run} and texts of lcsts: " in capsys.readouterr().out) == (source == "lcsts")
+    for source, problem in (("redgpt", "its records have no titles"), ("cls", "unknown source")):
+        with pytest.raises(UserError, match=problem):
+            run_command(decoding_command, *choose, "--source", source)
+    (run / DECODING_FILE).unlink()
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class GroupObjective(Objective[GroupBatch]):
     """The loss of groups of answers, and the measures of the answers that were drawn."""
 
     measures_every_step = True
-    # The mean advantage is 0, and the loss with it, whatever the model has learned.
+    # Advantages sum to 0 in each group, so the loss is near 0, whatever the model has learned.
     has_loss_level = False
     uses_loss_path = False
 

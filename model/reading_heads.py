@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from model.config import LlamaConfig
+from model.config import PRESETS, READING_HEADS_PRESET, LlamaConfig
 from model.llama import Attention, Llama, TransformerBlock, inverse_frequencies
 from model.tokenizer import Tokenizer
 
@@ -158,7 +158,9 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     - (3, 1) attends like (2, 0), prefers clauses with the same first token, and predicts the token
       there.
 
-    All output projections become smaller. `seed` chooses the tokens' vectors. Raises UserError if
+    All output projections become smaller. In a model whose feed-forward networks are wider than
+    those of the preset, only the circuit writes into its own dimensions before the last layer, see
+    `reading_head_masks`. `seed` chooses the tokens' vectors. Raises UserError if
     the tokenizer splits one of the characters that the heads know, such as "。".
     """
     config = model.config
@@ -185,6 +187,8 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
     for block in blocks:
         block.self_attn.o_proj.weight *= _NOISE
         block.mlp.down_proj.weight *= _NOISE
+    for weight, mask in _foreign_writes(model).items():
+        weight[mask] = 0
     layers = [block.self_attn for block in blocks]
     frequencies = inverse_frequencies(config)
     neighbour_pairs = _pairs_between(frequencies, *_NEIGHBOUR_FREQUENCIES)
@@ -236,9 +240,11 @@ def init_reading_heads(model: Llama, tokenizer: Tokenizer, seed: int) -> Llama:
 def reading_head_masks(model: Llama) -> dict[Tensor, Tensor]:
     """Return the masks of the weights that make up the circuit, by weight.
 
-    These are the weights of the reading heads, and the dimensions of the embedding that they read.
+    These are the weights of the reading heads, and the dimensions of the embedding that they read;
+    in a model with wider feed-forward networks than the preset also those that would write into the
+    circuit, which are 0.
     """
-    masks: dict[Tensor, Tensor] = {}
+    masks = _foreign_writes(model)
 
     def mask_of(weight: Tensor) -> Tensor:
         return masks.setdefault(weight, torch.zeros(weight.shape, dtype=torch.bool))
@@ -252,6 +258,32 @@ def reading_head_masks(model: Llama) -> dict[Tensor, Tensor]:
         mask_of(attention.k_proj.weight)[key] = True
         mask_of(attention.v_proj.weight)[key] = True
         mask_of(attention.o_proj.weight)[:, query] = True
+    return masks
+
+
+def _foreign_writes(model: Llama) -> dict[Tensor, Tensor]:
+    """Return masks of the weights by which others would write what the circuit reads, by weight.
+
+    They are those of the feed-forward networks and the other heads, before the last layer of the
+    circuit, for dimensions that are not the embedding's. Wide networks write so loudly that the
+    circuit is lost; those of the preset do not, and need these dimensions (docs/log.md): then there
+    are none.
+    """
+    preset_size = PRESETS[READING_HEADS_PRESET]["intermediate_size"]
+    if model.config.intermediate_size <= preset_size:
+        return {}
+    embedded = Subspaces.of(model.config).embedded
+    last_layer = max(layer for layer, _ in READING_HEADS)
+    masks = {}
+    for number in range(last_layer):
+        block = cast(TransformerBlock, model.model.layers[number])
+        for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+            masks[weight] = torch.zeros(weight.shape, dtype=torch.bool)
+            masks[weight][embedded.stop :] = True
+        for layer, index in READING_HEADS:
+            if layer == number:
+                query, _ = _query_and_key_rows(block.self_attn, index)
+                masks[block.self_attn.o_proj.weight][:, query] = False
     return masks
 
 

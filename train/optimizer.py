@@ -282,7 +282,7 @@ class FixedWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Undo the weight decay of these parts."""
+        """Undo what weight decay, and Muon for parts of rows, changed in these parts."""
         for weight, mask, values in self._weights:
             weight.copy_(torch.where(mask, values, weight))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.errors import UserError
 from model.config import LlamaConfig, config_from_preset
 from model.llama import Llama, apply_rotary
-from model.reading_heads import init_reading_heads
+from model.reading_heads import Subspaces, init_reading_heads, reading_head_masks
 from model.tokenizer import Tokenizer, load_tokenizer
 from tests.helpers.training import truncate_tokenizer
 from train.options import ModelOptions
@@ -152,6 +152,36 @@ def test_small_shapes_are_refused_and_changed_shapes_are_left_alone(tokenizer: T
         assert config.reading_heads is expected, options
         if expected:
             init_reading_heads(Llama(config).init_weights(0), tokenizer, 0)
+
+
+def test_wide_networks_do_not_write_into_the_circuit(model: Llama, tokenizer: Tokenizer) -> None:
+    """Prevents a model that cannot copy, because its feed-forward networks drown the heads.
+
+    Whatever they learn, the tokens before and the first one of the clause stay where heads write
+    them.
+    """
+    config = config_from_preset("babyllama-3m", tokenizer.vocab_size, intermediate_size=512)
+    wide = init_reading_heads(Llama(config).init_weights(0), tokenizer, 0).eval()
+    masks = reading_head_masks(wide)
+    with torch.no_grad():
+        for name, weight in wide.named_parameters():
+            if ".layers." in name and weight.dim() == 2:
+                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+                weight.copy_(torch.where(masks.get(weight, torch.tensor(False)), weight, noise))
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(PASSAGE)]])
+    own = slice(Subspaces.of(config).embedded.stop, None)
+    states: list[Tensor] = []
+    for block in wide.model.layers[:3]:
+        block.mlp.register_forward_hook(lambda module, args, out: states.append(out[..., own]))
+    wide(ids)
+    assert len(states) == 3 and all(state.count_nonzero() == 0 for state in states)
+    # Two heads beside those of the circuit.
+    for layer, head in ((1, 0), (2, 1)):
+        weight = wide.model.layers[layer].self_attn.o_proj.weight
+        assert weight[own, head * 80 : (head + 1) * 80].count_nonzero() == 0
+        assert weight[own, (1 - head) * 80 : (2 - head) * 80].count_nonzero() > 0
+    # The preset's own network is narrow enough, and learns language in these dimensions.
+    assert model.model.layers[0].mlp.down_proj.weight not in reading_head_masks(model)
 
 
 def test_tokenizer_without_the_marks_is_refused(model: Llama, tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from common.errors import UserError
 from model.llama import Llama, TransformerBlock
+from model.lora import seed_dropout
 from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.precision import DTYPES, Precision, resolve_precision
 from train import distributed
@@ -255,6 +256,7 @@ def _benchmark_forward_backward(
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
         start = time.perf_counter()
+        seed_dropout(model, list(range(rows)))
         with autocast(device, precision):
             hidden = backbone(ids, None, None, None).flatten(0, 1)
             # Any targets do, here the ids themselves. With a scale of 0 all gradients are 0.

@@ -39,7 +39,7 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
     """Parse the options of `python -m train.COMMAND`.
 
     On resume, the config.yaml in the run directory replaces the defaults. Raises UserError for
-    invalid options, or if the run belongs to the other command.
+    invalid options, or if the run belongs to another command.
     """
 
     def find_recorded_options(values: dict[str, Any]) -> Path | None:
@@ -67,7 +67,7 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
 
 
 def _check_command(run: Path, command: str) -> None:
-    """Raise UserError if the run belongs to the other command, which has other options."""
+    """Raise UserError if the run belongs to another command."""
     if not (run / run_layout.RUN_FILE).is_file():
         return
     owner = locate.training_command(locate.read_fingerprints(run))

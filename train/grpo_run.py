@@ -194,7 +194,7 @@ def resolve_run(options: GrpoOptions) -> RunSpec:
 def _open_sets(data: str, tokenizer: Path, template: Template) -> tuple[MixtureSet, ...]:
     """Open the shard sets of --data; prepare those that are not prepared yet with `tokenizer`.
 
-    Raises UserError if one of them is text; `examples` of its kind refuses pairs.
+    Raises UserError if one of them is text; `ShardSet.examples` refuses pairs later.
     """
     names, _weights = parse_mixture(data)
     if REPLAY in names:

@@ -30,10 +30,10 @@ class Objective(abc.ABC, Generic[BatchT]):
 
     # What a log line can tell besides the loss: measures of each term, of which it has the mean.
     measure_names: tuple[str, ...]
-    # Measuring costs next to nothing, so the mean is over all terms since the last log line;
-    # otherwise it is over those of the last step, and other steps do not measure.
+    # True: measuring is cheap, and a log line has the mean over all terms since the last one.
+    # False: it has that of the last step, and other steps do not measure.
     measures_every_step: ClassVar[bool]
-    # The loss stays near a level of its own, so that a step far above it is worth a warning.
+    # Whether the loss stays near a level, so that a step far above it is worth a warning.
     has_loss_level: ClassVar[bool] = True
     # The loss is a cross-entropy with a choice of implementations. Log-probabilities of the targets
     # (`Llama.forward` with `per_target`) have one, which needs the memory of the chunked path.

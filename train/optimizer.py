@@ -290,10 +290,11 @@ class FixedWeights:
 def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, Optimizer]:
     """Return the optimizers of the trainable parameters by name.
 
-    They are "adamw" and, if used, "muon" or "adamw8bit". AdamW updates the embedding, the head and
-    the norms. It also updates the two low-rank matrices of a LoRA adapter, as in the LoRA paper:
-    Muon was not measured on them here. AdamW in 8 bits updates all matrices but the embedding,
-    whose rows have gradients of very different sizes in one block (Dettmers et al. 2022).
+    They are those used of "adamw", "muon" and "adamw8bit". AdamW updates the embedding, the head
+    and the norms. It also updates the two low-rank matrices of a LoRA adapter, as in the LoRA
+    paper: Muon was not measured on them here. AdamW in 8 bits updates all matrices but the
+    embedding, whose rows have gradients of very different sizes in one block (Dettmers et al.
+    2022).
     """
     muon_matrices = []
     adamw_matrices = []
@@ -315,18 +316,16 @@ def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, O
     adamw_hyperparameters = {"lr": options.lr, "betas": (options.beta1, options.beta2)}
     # The vectors are the scales of the norms. They start at 1, and weight decay would pull them to
     # 0.
-    optimizers: dict[str, Optimizer] = {
-        "adamw": AdamW(
-            [
-                {
-                    "params": adamw_matrices,
-                    "weight_decay": options.weight_decay,
-                    **adamw_hyperparameters,
-                },
-                {"params": vectors, "weight_decay": 0.0, **adamw_hyperparameters},
-            ]
-        )
-    }
+    optimizers: dict[str, Optimizer] = {}
+    # With an adapter in 8 bits there are none, and the loss scale of fp16 needs some.
+    if adamw_matrices or vectors:
+        matrices_group = {
+            "params": adamw_matrices,
+            "weight_decay": options.weight_decay,
+            **adamw_hyperparameters,
+        }
+        vectors_group = {"params": vectors, "weight_decay": 0.0, **adamw_hyperparameters}
+        optimizers["adamw"] = AdamW([matrices_group, vectors_group])
     if muon_matrices:
         muon_group = {
             "params": muon_matrices,

@@ -89,6 +89,12 @@ class RolloutLoader(BatchLoader[PromptPlan]):
         sampled, self._sampled = self._sampled, (0, 0.0)
         return sampled
 
+    def global_rows(self, step: int) -> range:
+        """Return the numbers of the questions that a step learns from, see `BatchLoader`."""
+        num_prompts = self._group_options.prompts
+        first = step // self._group_options.updates * num_prompts
+        return range(first, first + num_prompts)
+
     def epochs_completed(self, step: int) -> float:
         """Return how many epochs the prompts of the first `step` steps make."""
         num_rounds = -(-step // self._group_options.updates)
@@ -189,7 +195,7 @@ def draw_answers(
 ) -> list[list[DecodedAnswer]]:
     """Draw an answer to each prompt for each of its seeds.
 
-    Raises UserError if the model's output is not finite.
+    Raises UserError if the model's output is not finite, or if the memory of the GPU is full.
     """
     try:
         return sample_batch(
@@ -203,6 +209,11 @@ def draw_answers(
         )
     except FloatingPointError as error:
         raise UserError(f"no answers can be drawn: {error}: lower --optimizer.lr") from None
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory is full while {options.batch} answers are drawn together: resume "
+            f"with a smaller --grpo.batch, such as {max(1, options.batch // 2)}"
+        ) from None
 
 
 def build_group(scorer: AnswerScorer, prompt: Prompt, drawn: Sequence[DecodedAnswer]) -> Group:

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
+from data.batching.prompts import split_answers
 from data.shards import ShardSet
 from data.sources.base import LetterCase
 from evaluate.kinds import find_evaluation
@@ -189,10 +190,7 @@ def _split_last_answer(
     examples: Examples, index: int, tokenizer: Tokenizer
 ) -> tuple[list[int], str]:
     """Return the ids before the last answer of an example, and the text of that answer."""
-    ids, loss_mask = examples.example(index, epoch=0)
-    # Only answers are scored, and an example ends with an answer, without padding. So the last
-    # answer begins after the last unscored target. The mask belongs to the targets ids[1:], that
-    # is loss_mask[i] to ids[i + 1].
-    last_unscored_target = int(np.flatnonzero(~loss_mask)[-1])
-    start = last_unscored_target + 2
-    return ids[:start].tolist(), tokenizer.decode(ids[start:].tolist())
+    example = examples.example(index, epoch=0)
+    ids, _ = example
+    start, stop = split_answers(example)[-1]
+    return ids[:start].tolist(), tokenizer.decode(ids[start:stop].tolist())

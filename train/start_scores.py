@@ -107,10 +107,10 @@ class StartScores:
         return np.array(self._sets[set_index]["rewards"], np.float64)
 
     def estimate_divergence(self, model: Llama, set_index: int) -> float:
-        """Return the KL divergence of a model from the initial one, in nats per token.
+        """Return an estimate of KL(initial model || model), in nats per token.
 
-        It is that of the initial model's distribution from the model's, on the samples of the
-        former: estimator k3 of Schulman (2020, "Approximating KL divergence").
+        It is on samples of the initial model: estimator k3 of Schulman (2020, "Approximating KL
+        divergence").
         """
         log_ratios = []
         for sample, log_probs in score_samples(

@@ -330,11 +330,14 @@ class Trainer:
     def _write_early_stop(self) -> bool:
         """Write or remove the file that says that the run was stopped early.
 
-        Returns whether the run is complete. With the file, chat, evaluation and export use the best
-        checkpoint of the run, otherwise its newest.
+        Returns whether the run is complete; a collective. With the file, chat, evaluation and
+        export use the best checkpoint of the run, otherwise its newest.
         """
         # An interrupted evaluation is repeated on resume, so the run is not complete before that.
-        is_complete = not self._is_evaluation_due() and self._is_complete()
+        # Only the main process has the scores of evaluations.
+        is_complete = distributed.broadcast_object(
+            not self._is_evaluation_due() and self._is_complete()
+        )
         if distributed.is_main_process():
             file = self.run.folder / EARLY_STOP_FILE
             if is_complete and self.is_out_of_patience():
@@ -569,12 +572,13 @@ def _parse_state(saved: dict[str, Any], folder: Path) -> TrainState:
 
     Raises UserError if it has fields that this version does not know.
     """
+    # Checkpoints of earlier versions have no loss level.
+    level = saved.get("level", {})
     unknown = saved.keys() - TrainState.__dataclass_fields__.keys()
+    unknown |= level.keys() - LossSpikeDetector.__dataclass_fields__.keys()
     if unknown:
         raise UserError(
             f"{folder} was written by another version of this program (it stores "
             f"{', '.join(sorted(unknown))}): resume with that version, or {NEW_RUN_HINT}"
         )
-    # Checkpoints of earlier versions have no loss level.
-    level = LossSpikeDetector(**saved.get("level", {}))
-    return TrainState(**{**saved, "level": level})
+    return TrainState(**{**saved, "level": LossSpikeDetector(**level)})

@@ -31,9 +31,9 @@ class RowPlan(Protocol):
 class Batch:
     """Rows that go through the model together.
 
-    `loss_indices` is None if every position has a loss. `segments` are the examples of the rows,
-    which do not attend to each other and each count positions from zero; it is None if a row is one
-    stretch of text.
+    `loss_indices` is None if every position has a loss. `segments` say which positions attend to
+    each other (`model.attention.segments`), `positions` count within an example; both are None if
+    a row is one stretch of text.
     """
 
     ids: Tensor  # int64[B, T]

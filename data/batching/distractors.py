@@ -29,8 +29,8 @@ from model.tokenizer.base import Tokenizer
 PASSAGE_SEPARATOR = "\n"
 # Tells the order of the passages from the other shuffles of an epoch: see `data.batching.shuffle`.
 _RING_KEY = 1 << 33
-# Passages that a draw looks at for each one that it wants, and at least. A question that is asked
-# of nearly every passage leaves hardly any.
+# A draw looks at up to this many passages for each that it wants, and for one more. A question that
+# is asked of nearly every passage leaves hardly any.
 _LOOKS_PER_PASSAGE = 16
 # Passages that are encoded together.
 _BATCH_PASSAGES = 1024
@@ -126,7 +126,7 @@ class DistractorDraw:
     def __init__(
         self, table: PassageTable, count: int, max_tokens: int | None, seed: int | None
     ) -> None:
-        """Draw `count` passages a record, or as many as make no more than `max_tokens` of it.
+        """Draw `count` passages a record, fewer if they would have more than `max_tokens` tokens.
 
         Without a seed the draw is that of seed 0, in every epoch that of epoch 0.
         """
@@ -141,7 +141,7 @@ class DistractorDraw:
     def choose(self, record: int, num_ids: int, epoch: int, length: int | None) -> list[int]:
         """Return the passages beside that of a record of `num_ids` ids, in the order of the ring.
 
-        Rows have `length` positions; None: however many there are.
+        Rows have `length` positions; None: no limit.
         """
         limits = [limit + 1 for limit in (length, self._max_tokens) if limit is not None]
         chosen: list[int] = []

@@ -29,10 +29,10 @@ _LENGTH_STEP = 32
 _MAX_SCORES = 1 << 18
 # How many layouts of the buffers are kept.
 _MAX_LAYOUTS = 128
-# If no score is larger, exponentials of scores do not overflow, nor are they so small (subnormal)
-# that processors are slow with them.
+# If no score is larger in absolute value, exponentials of scores do not overflow, nor are they so
+# small (subnormal) that processors are slow with them.
 _MAX_PLAIN_SCORE = 40.0
-# Beside an exponential of 0, that of a smaller exponent does not count.
+# Beside exp(0) = 1, the exponential of anything smaller is negligible.
 _MIN_EXPONENT = -60.0
 
 

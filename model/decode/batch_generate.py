@@ -80,12 +80,12 @@ def generate_batch(
                 before_step=free_processors.adapt,
             )
         return [to_decoded(answer) for answer in scheduled]
-    # A prompt that fills the context keeps this empty answer.
+    # A prompt that fills the context, or gets no answer, keeps this empty one.
     answers = [DecodedAnswer(ids=[], reached_stop_id=False)] * len(prompts)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         if max(limits[index] for index in indices) > 0:
-            generated = beam_search(
+            generated, has_answer = beam_search(
                 model,
                 [prompts[index] for index in indices],
                 [limits[index] for index in indices],
@@ -99,8 +99,10 @@ def generate_batch(
                     model.model.norm.weight.device,
                 ),
             )
-            for index, ids in zip(indices, generated.tolist(), strict=True):
-                answers[index] = _truncate_at_stop(ids[: limits[index]], model.config.stop_ids)
+            for row, index in enumerate(indices):
+                if has_answer[row]:
+                    ids = generated[row, : limits[index]].tolist()
+                    answers[index] = _truncate_at_stop(ids, model.config.stop_ids)
         if on_progress:
             on_progress(len(indices))
     return answers

@@ -9,7 +9,8 @@ that do not end become the running beams.
 The score of an answer is the sum of its log-probabilities, divided by its length (the stop id
 counted) to the power of `length_penalty`. A prompt is done at its limit, or when it has K finished
 answers and its best running beam, scored at its present length, is not better than the worst of
-them (transformers' `early_stopping=False`). The result is the finished answer with the best score.
+them (transformers' `early_stopping=False`), or when the model's output is not finite. The result is
+the finished answer with the best score; in the last case there may be none.
 
 Shapes: P prompts, K beams, C candidates, V vocabulary, T the longest limit.
 """
@@ -59,6 +60,9 @@ class BeamState:
         """
         num_prompts, num_beams = self.scores.shape
         vocab_size = log_probabilities.shape[1]
+        # One number that is not finite makes all log-probabilities of its beam NaN.
+        is_broken = log_probabilities.amax(1).isnan().view(num_prompts, num_beams).any(1)
+        self.is_active &= ~is_broken
         all_scores = log_probabilities.view(num_prompts, num_beams, -1) + self.scores[..., None]
         num_candidates = (1 + len(self.stop_ids)) * num_beams
         # Beams and ids are searched together, as one dimension of K * V.
@@ -107,10 +111,11 @@ def beam_search(
     length_penalty: float,
     processors: Sequence[LogitsProcessor],
     prompt_processors: Sequence[Sequence[LogitsProcessor]] = (),
-) -> Tensor:
-    """Return the best answer to each prompt, int64[P, T]; answer p has at most limits[p] ids.
+) -> tuple[Tensor, Tensor]:
+    """Return the best answer to each prompt, int64[P, T], and whether there is one, bool[P].
 
-    T is max(limits); ids after a stop id or the limit are undefined. As in transformers, the logits
+    T is max(limits), but answer p has at most limits[p] ids; ids after a stop id or the limit are
+    undefined. As in transformers, the logits
     processors are applied to log-probabilities, and an answer's score is the sum of the processed
     log-probabilities, divided by length ** length_penalty. The processors in `prompt_processors[p]`
     are applied to the beams of prompt p alone, after `processors`.
@@ -120,6 +125,7 @@ def beam_search(
     device = batch.device
     state = BeamState(limits, num_beams, model.config.stop_ids, device)
     answers = state.finished[:, 0].clone()
+    has_answer = torch.zeros_like(state.is_active)
     # The prompts that `state` still has, as rows of `answers`: int64[n], n <= P.
     prompt_index = torch.arange(len(prompts), device=device)
     # In the order of `prompt_index`, on the host: asking the device for it would be a wait.
@@ -155,6 +161,7 @@ def beam_search(
         # device.
         if step % batch.host_sync_interval == 0 or step + 1 == longest:
             answers[prompt_index] = state.finished[:, 0]
+            has_answer[prompt_index] = state.finished_scores[:, 0].isfinite()
             active_prompts = state.is_active.nonzero().flatten()
             if not len(active_prompts):
                 break
@@ -168,4 +175,4 @@ def beam_search(
                 shared_columns = 0
         batch.select_rows(rows.flatten(), shared_columns)
         logits = batch.head.logits(batch.decode_step(state.running[..., step].flatten()))
-    return answers
+    return answers, has_answer

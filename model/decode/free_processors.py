@@ -32,7 +32,7 @@ class _Times(NamedTuple):
 
 
 class _State(threading.local):
-    """What the loops of one thread share: PyTorch has a number of threads for each of its users."""
+    """What the loops of one thread share: PyTorch has a number of threads for each that calls."""
 
     num_loops = 0
     most_threads = 1

@@ -1,6 +1,6 @@
 """The model that decoding runs: the fast path if it supports the architecture, else `Llama`.
 
-An `InferenceModel` is a snapshot of a model's weights with the operations of generation:
+An `InferenceModel` has the operations of generation; the model's weights may not change meanwhile:
 
     prefill       process whole prompts and fill the KV cache
     decode_step   process one more id of every row
@@ -37,7 +37,8 @@ class InferenceModel(Protocol):
         """Process ids[R, T] after those in the cache; return hidden[R, D] of the last position.
 
         With `last`, int64[R], it is the position last[r] of the T in row r instead. Advances the
-        cache's length by T. The memory that this takes besides the cache does not grow with T.
+        cache's length by T. Besides the cache it takes the memory of a chunk; on a CPU with fewer
+        key-value heads than query heads, also that of one layer's cache for all query heads.
         """
 
     def decode_step(

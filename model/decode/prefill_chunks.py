@@ -1,4 +1,4 @@
-"""Prefill in chunks: the memory of a long prompt is that of its KV cache and of one chunk."""
+"""Prefill in chunks: only the KV cache of a long prompt grows, the rest is that of one chunk."""
 
 from collections.abc import Callable
 

@@ -15,7 +15,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: Llama, capacity: int) -> None:
-        """Allocate a cache for up to `capacity` ids; later changes of weights have no effect."""
+        """Allocate a cache for up to `capacity` ids; the weights may not change afterwards."""
         self.capacity = capacity
         self._device = model.model.norm.weight.device
         self._model = inference_model(model)

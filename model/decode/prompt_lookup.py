@@ -33,7 +33,8 @@ class PromptLookup:
         for position, token_id in enumerate(prompt):
             self.append(token_id)
             if position + 1 < len(prompt):
-                self._position_after.setdefault(tuple(self._ids[-2:]), position + 1)
+                if position:
+                    self._position_after.setdefault(tuple(self._ids[-2:]), position + 1)
                 if counts[token_id] == 1:
                     self._position_after[token_id,] = position + 1
 

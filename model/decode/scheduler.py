@@ -22,7 +22,7 @@ from model.decode.sampling import Sampling
 from model.llama import Llama
 
 # While more answers wait than places are free, a prefill waits until this share of the places is:
-# short prompts are processed faster together. Not where each answer has somebody who reads it.
+# short prompts are processed faster together. Not with `answers_at_once`: its readers wait.
 _PREFILL_SHARE = 1 / 8
 
 

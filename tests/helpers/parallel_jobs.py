@@ -26,19 +26,23 @@ from train.options import DpoOptions, PretrainOptions, SftOptions
 from train.trainer import Trainer
 
 
-def run_training(command: str, *arguments: str) -> None:
-    """Train as `python -m train.COMMAND ARGUMENTS` does."""
+def run_training(command: str, *arguments: str) -> int:
+    """Train as `python -m train.COMMAND ARGUMENTS` does; return its exit code."""
     with (
         mock.patch("sys.argv", ["", *arguments]),
         # The measurement takes longer than these runs.
         mock.patch("train.monitoring.throughput.matmul_flops", return_value=1e9),
     ):
         if command == "pretrain":
-            pretrain_run.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
-        elif command == "dpo":
-            dpo_run.learn_preferences(parse_train_options(DpoOptions, "dpo", ""))
-        else:
-            sft_run.fine_tune(parse_train_options(SftOptions, "sft", ""))
+            return pretrain_run.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
+        if command == "dpo":
+            return dpo_run.learn_preferences(parse_train_options(DpoOptions, "dpo", ""))
+        return sft_run.fine_tune(parse_train_options(SftOptions, "sft", ""))
+
+
+def train_to_the_end(command: str, *arguments: str) -> None:
+    """Train, and check that every rank takes the run for complete."""
+    assert run_training(command, *arguments) == 0, distributed.rank()
 
 
 def train_until_signal(signal_number: int, step: int, *arguments: str) -> None:
@@ -107,6 +111,7 @@ def check_sharded_muon() -> None:
 
 JOBS = {
     "train": run_training,
+    "complete": train_to_the_end,
     "refuse": print_refusal,
     "truncate": truncate_run,
     "muon": check_sharded_muon,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
-from common.run_layout import REFERENCE_DIR, list_steps, step_folder
+from common.run_layout import EARLY_STOP_FILE, REFERENCE_DIR, list_steps, step_folder
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
@@ -185,6 +185,9 @@ def two(one: Runs) -> Runs:
         name = f"dpo-{strategy}-2"
         jobs.append(["train", "dpo", *one.arguments("dpo", name, parallel=strategy)])
     jobs.append(["train", "sft", *one.adapter_arguments("lora-nf4-2", **QLORA)])
+    # At this rate the second score is worse than the first.
+    hasty = {"optimizer.lr": 9.0, "evaluation.every": 1, "evaluation.patience": 1}
+    jobs.append(["complete", "sft", *one.arguments("sft", "impatient", **hasty)])
     jobs.append(["refuse", *one.adapter_arguments("lora-fsdp", parallel="fsdp")])
     jobs.append(["train", "pretrain", *one.arguments("pretrain", "relay", **TIED)])
     done = one.run_jobs(2, jobs)
@@ -355,6 +358,13 @@ def test_signal_to_one_rank_stops_all_ranks_at_same_step(two: Runs, strategy: st
 
 
 @pytest.mark.slow
+def test_run_out_of_patience_is_complete_on_all_ranks(two: Runs) -> None:
+    """Catch ranks without the scores, which end in an error what the main process completed."""
+    assert find_newest_step(two.path("impatient")) == 2
+    assert (two.path("impatient") / EARLY_STOP_FILE).is_file()
+
+
+@pytest.mark.slow
 def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
     """Catch three ranks that wait for ever, three tracebacks, and a run that cannot be resumed."""
     errors = four.path("err-4").read_text()
@@ -372,7 +382,7 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
 @pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
-    for count, num_runs in ((2, 14), (4, 2)):
+    for count, num_runs in ((2, 15), (4, 2)):
         lines = four.path(f"out-{count}").read_text().splitlines()
         assert sum(line.startswith("run ") for line in lines) == num_runs
         assert sum(line.startswith("model ") for line in lines) == num_runs

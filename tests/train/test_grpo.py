@@ -208,6 +208,8 @@ def test_groups_without_a_gradient_are_counted_and_left_out(
     assert isinstance(batch, GroupBatch)
     # One group is kept, so that the step has a row.
     assert len(batch.answer_lengths) == 3 and batch.num_samples == 12
+    # Of four questions a step, not of twelve answers.
+    assert trainer.batches.global_rows(2) == range(8, 12)
     names = trainer.objective.measure_names
     sums = dict(zip(names, batch.measure_sums.tolist(), strict=True))
     assert sums["no_gradient"] == 12 and sums["answer_tokens"] > 12

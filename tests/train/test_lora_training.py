@@ -206,6 +206,8 @@ def test_only_adapter_parameters_are_optimized_and_counted(is_tied: bool) -> Non
         optimized += [id(parameter) for parameter in group["params"]]
     assert optimizers.keys() == {"adamw"}
     assert set(optimized) == {id(tensor) for tensor in adapter.values()}
+    # The loss scale of fp16 refuses an optimizer that has nothing to update.
+    assert build_optimizers(model, OptimizerOptions(name="adamw8bit")).keys() == {"adamw8bit"}
     frozen = config.num_matmul_parameters - head_weights
     attention_flops = 6 * 2 * 64 * 64
     expected = (4 * frozen + 6 * count + attention_flops, head_flops * 2 / 3)

@@ -19,7 +19,7 @@ from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from model.tokenizer.base import Tokenizer
 from tests.helpers.training import StubEvaluator, build_trainer, truncate_tokenizer
 from train.monitoring.metrics_log import MetricsLog
-from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
+from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer, _parse_state
 
 Example = tuple[np.ndarray, np.ndarray]
 
@@ -146,6 +146,14 @@ def test_early_stop_is_not_recorded_before_its_evaluation_is_complete(
         trainer.close()
         assert find_newest_step(folder) == 4
         assert (folder / EARLY_STOP_FILE).exists() == is_complete
+
+
+def test_state_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Catch a traceback for a field that a later version stores, also inside another field."""
+    assert _parse_state({"step": 3, "level": {"loss": 1.5}}, tmp_path).level.loss == 1.5
+    for saved in ({"step": 3, "pace": 1}, {"step": 3, "level": {"loss": 1.5, "pace": 1}}):
+        with pytest.raises(UserError, match=r"another version .* \(it stores pace\)"):
+            _parse_state(saved, tmp_path)
 
 
 @pytest.mark.slow

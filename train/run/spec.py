@@ -1,7 +1,7 @@
 """The resolved description of a training run.
 
-`train.pretrain` and `train.sft` resolve their options into a `RunSpec`, and `train.run.start.start`
-makes a trainer of it. The fingerprints of a run, on which its weights depend, are stored in
+Each training command resolves its options into a `RunSpec`, and `train.run.start.start` makes a
+trainer of it. The fingerprints of a run, on which its weights depend, are stored in
 `run.json`. When the run is resumed, its options are resolved again, and the fingerprints compared.
 """
 
@@ -43,7 +43,7 @@ class TrainingPlan:
 
 
 class TrainingData(Protocol):
-    """The mixture that a run trains on, as text or as packed examples."""
+    """The mixture that a run trains on: text, examples, or questions."""
 
     @property
     def sets(self) -> tuple[MixtureSet, ...]:

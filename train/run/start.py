@@ -1,7 +1,7 @@
 """Start a training run: make a trainer from its `RunSpec`, and train.
 
-Both commands resolve their options into a `RunSpec`, pass it to `start`, and pass the trainer that
-they get to `run_training`.
+Each training command resolves its options into a `RunSpec`, passes it to `start`, and passes the
+trainer that it gets to `run_training`.
 """
 
 import contextlib

@@ -65,7 +65,7 @@ def is_supported(config: LlamaConfig) -> bool:
 
 
 class FastModel:
-    """An `InferenceModel` that holds a snapshot of a model's weights, rearranged.
+    """An `InferenceModel` of copies of some weights of a model, rearranged, and views of others.
 
     The copies of the large matrices need as much memory as those of the model; on a CPU this
     includes the head (see `model.decode.lm_head`). Several threads may use an instance at once,

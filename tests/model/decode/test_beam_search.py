@@ -44,10 +44,32 @@ def test_one_beam_is_greedy_search() -> None:
     model = random_llama(stop_weight=STOP_WEIGHT)
     prompts = random_prompts([5, 9, 30, 12, 1, 22])
     with torch.inference_mode():
-        generated = beam_search(
+        generated, has_answer = beam_search(
             model, prompts, [20] * 6, num_beams=1, length_penalty=1.0, processors=()
         )
+    assert has_answer.all()
     answers = generate_batch(model, prompts, max_new_tokens=20)
     for row, answer in zip(generated.tolist(), answers, strict=True):
         assert row[: len(answer.ids)] == answer.ids
         assert not answer.reached_stop_id or row[len(answer.ids)] == 2
+
+
+def test_output_that_is_not_finite_is_no_answer() -> None:
+    """Prevents an overflow that counts as an answer which the model ended by itself."""
+    model = random_llama(stop_weight=STOP_WEIGHT)
+    prompts = random_prompts([5, 9, 12])
+    expected = generate_batch(model, prompts, max_new_tokens=8, num_beams=3)
+    used_ids = {token_id for prompt in prompts for token_id in prompt}
+    used_ids.update(*(answer.ids for answer in expected))
+    bad_id = next(token_id for token_id in range(3, 99) if token_id not in used_ids)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[bad_id] = torch.nan
+    prompts[1][4] = bad_id
+    answers = generate_batch(model, prompts, max_new_tokens=8, num_beams=3)
+    assert answers == [expected[0], DecodedAnswer([], reached_stop_id=False), expected[2]]
+    # What was finished before stays the answer.
+    state = BeamState([5], 2, [2], torch.device("cpu"))
+    state.advance(0, torch.tensor([[-1.5, -9.0, -1.0]]).repeat(2, 1), 1.0)
+    assert state.is_active and state.finished_scores.tolist() == [[-1.0, -torch.inf]]
+    state.advance(1, torch.tensor([[-1.5, -9.0, torch.nan]]).repeat(2, 1), 1.0)
+    assert not state.is_active and state.finished_scores.tolist() == [[-1.0, -torch.inf]]

@@ -48,6 +48,11 @@ def test_drafts_follow_the_first_match_of_most_ids() -> None:
     lookup.append(7)
     assert lookup.draft(9) == [8, 9, 5]
     assert PromptLookup([]).draft(3) == []
+    # The first id is one of two alike, as any other may be.
+    lookup = PromptLookup([5, 9, 6, 5, 7])
+    for token_id in (8, 5):
+        lookup.append(token_id)
+    assert lookup.draft(9) == []
 
 
 def test_short_matches_end_after_two_wrong_drafts() -> None:

@@ -289,7 +289,7 @@ def _parse_response_range(
     if status in TRANSIENT_STATUS_CODES:
         wait = response.headers.get("Retry-After", "")
         raise _RetryableError(
-            f"HTTP {status}", retry_after=min(float(wait), 60.0) if wait.isdigit() else 0.0
+            f"HTTP {status}", retry_after=min(float(wait), 60.0) if _is_number(wait) else 0.0
         )
     # 416 Range Not Satisfiable: nothing follows `resume_offset`.
     if status == 416 and resume_offset:
@@ -304,11 +304,16 @@ def _parse_response_range(
     # 200 is the whole file, even if a range was requested; 206 is a part of it.
     if status == 200:
         length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None
+        return 0, int(length) if _is_number(length) else None
     if not content_range or content_range[1] != str(resume_offset):
         _discard_part(part_path)
         raise _RetryableError("the server sent a different range than requested")
     return resume_offset, int(content_range[2]) if content_range[2].isdigit() else None
+
+
+def _is_number(text: str) -> bool:
+    """Return whether `int` and `float` take a text; `isdigit` alone is also true of ²."""
+    return text.isascii() and text.isdigit()
 
 
 def _append_body(raw: Any, part_path: Path, offset: int, total: int | None) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ MAX_JSON_BYTES = 64 << 20
 # Number of characters of a path that the message about a missing file of a manifest shows.
 MAX_PATH_SHOWN = 1000
 CHECKSUM_KEY = "seal"
+# The permissions that the user takes from new files; to read them is to set them.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 
 
 def fsync(path: Path) -> None:
@@ -52,7 +56,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with name_path_in_errors(path):
             yield temporary
         # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK
+        os.chmod(temporary, mode)
         # Synced before the rename, so that a power cut cannot leave an empty file under `path`.
         fsync(temporary)
         os.replace(temporary, path)
@@ -266,7 +271,7 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
         with name_path_in_errors(target):
             yield temporary
             # mkdtemp makes folders that only their owner can read.
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o777 & ~_UMASK)
             write_manifest(temporary, metadata)
             # Sorted in reverse, the files of a folder come before the folder.
             for path in sorted(temporary.rglob("*"), reverse=True):

@@ -28,7 +28,7 @@ class LoadedCheckpoint:
     tokenizer: Tokenizer
     provenance: dict[str, str | int]
     """The keys are `checkpoint` (as the user named it), `step` if known, `weights` if quantized,
-    and `kv_cache` if that is narrower."""
+    and `kv_cache` if it was asked for."""
 
     @cached_property
     def identity(self) -> dict[str, str | int]:

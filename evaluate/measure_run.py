@@ -20,8 +20,8 @@ from model.checkpoint import locate
 def measure_run(options: EvaluateOptions) -> None:
     """Run each command that fits the run; write its results and its report.
 
-    Raises UserError if there is no run, or if it has no data. Exits with the code of a command that
-    fails.
+    What cannot be measured is left out, and named at the end. Raises UserError for that, if there
+    is no run, or if it has no data. Exits with the code of a command that a signal stopped.
     """
     checkpoint = options.checkpoint or _find_newest_run()
     run = resolve_run(checkpoint)
@@ -45,6 +45,7 @@ def measure_run(options: EvaluateOptions) -> None:
     # Only fine-tuning has sets of other kinds than text.
     is_fine_tuned = any(not shards.kind.is_text for shards in shard_sets)
     generated: Commands = {}
+    failed: list[str] = []
     for shards, suffix in zip(shard_sets, result_suffixes(shard_sets), strict=True):
         commands = build_commands(
             run,
@@ -54,20 +55,24 @@ def measure_run(options: EvaluateOptions) -> None:
             limit_options=limit_options,
             is_fine_tuned=is_fine_tuned,
         )
-        _run_commands(commands, results, suffix)
+        failed += _run_commands(commands, results, suffix)
         # Replay in a fine-tuning run is not what the run is for.
         if not (is_fine_tuned and shards.kind.is_text):
             generated |= find_evaluation(shards.kind).generated_commands(model_options)
-    _run_commands(generated, results, suffix="")
+    failed += _run_commands(generated, results, suffix="")
     has_questions = any(len(shards.load_split("validation")) for shards in shard_sets)
-    if has_questions and len(run_layout.list_steps(run)) > 1:
-        _run_command(["evaluate.watch", str(run), *device_options])
+    watch = ["evaluate.watch", str(run), *device_options]
+    if has_questions and len(run_layout.list_steps(run)) > 1 and _run_command(watch):
+        failed.append("watch")
     report = ["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)]
     if base := find_base(run):
         # The step that the user named, instead of the newest.
         report[1] = str(checkpoint)
         report += ["--before", str(base), *device_options, *limit_options]
-    _run_command(report)
+    if _run_command(report):
+        failed.append("report")
+    if failed:
+        raise UserError(f"not measured, for the reasons above: {', '.join(failed)}")
 
 
 def resolve_run(checkpoint: Path) -> Path:
@@ -163,16 +168,26 @@ def build_commands(
     return commands | evaluation.test_commands(source, test_options, model_options, predictions)
 
 
-def _run_commands(commands: Commands, results: Path, suffix: str) -> None:
-    """Run each command; its figures go to the file of its name and `suffix` in `results`."""
-    for name, arguments in commands.items():
-        _run_command([*arguments, "--json", str(results / f"{name}{suffix}.json")])
+def _run_commands(commands: Commands, results: Path, suffix: str) -> list[str]:
+    """Run each command; its figures go to the file of its name and `suffix` in `results`.
+
+    Returns the names of those that failed, which have printed why.
+    """
+    return [
+        f"{name}{suffix}"
+        for name, arguments in commands.items()
+        if _run_command([*arguments, "--json", str(results / f"{name}{suffix}.json")])
+    ]
 
 
-def _run_command(arguments: list[str]) -> None:
-    """Print and run `python -m` with the arguments; exit with its code if it fails."""
+def _run_command(arguments: list[str]) -> int:
+    """Print and run `python -m` with the arguments; return its exit code.
+
+    Exits with the code of a command that a signal stopped.
+    """
     print(f"\n$ python -m {shlex.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, "-m", *arguments]).returncode
-    if code:
-        # The command has printed its error.
-        sys.exit(code)
+    # A shell's code for a signal is 128 and its number; that of `subprocess` is negative.
+    if code < 0 or code > 128:
+        sys.exit(code if code > 0 else 128 - code)
+    return code

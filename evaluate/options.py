@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from common.options import CliPositionalArg, CliVariadicArg, Device, Options, OutputFile
-from evaluate.decoding.settings import Decoding
+from evaluate.decoding.settings import GREEDY, Decoding
 
 _CHECKPOINT_HELP = "a run, one of its steps, or an exported folder"
 # The source with all gold answers of each question (`data.sources.squad`).
@@ -92,6 +92,15 @@ class PerplexityOptions(MeasureOptions):
         ge=1,
         description="measure only this many records at the start (of text: tokens)",
     )
+
+    def find_conflicts(self) -> list[str]:
+        """Return a line for each conflict between options."""
+        lines = super().find_conflicts()
+        if self.source and (self.data or self.split != "validation"):
+            lines.append(
+                "--data and --split name a shard set, --source and --input files: give one"
+            )
+        return lines
 
 
 class MergeOptions(Options):
@@ -195,6 +204,8 @@ class RougeOptions(AnswerOptions, Decoding):
                 "nothing to score: give --checkpoint RUN, or --baseline NAME --source csl --input "
                 "FILE, or --score FILE"
             )
+        if (self.score or self.baseline) and self.decoding != GREEDY:
+            lines.append("options of decoding are for a model: leave out --score and --baseline")
         if self.dialogue and (self.score or self.baseline):
             lines.append(
                 "--dialogue asks a model: leave out --score and --baseline, and give --checkpoint "
@@ -270,6 +281,8 @@ class RepetitionOptions(AnswerOptions):
             )
         if self.checkpoint and not self.source:
             lines.append("--checkpoint needs questions: --source redgpt --input FILE")
+        if self.score and self.source:
+            lines.append("--score reads finished predictions: leave out --source and --input")
         return lines
 
 
@@ -333,10 +346,10 @@ class ReportOptions(DeviceOptions):
         lines = super().find_conflicts()
         if self.before and len(self.runs) != 1:
             lines.append("--before is the base of one run: name a single RUN")
-        asks_models = self.limit or self.max_new_tokens or self.quantize or self.device != "auto"
-        if asks_models and not self.before:
+        model_options = (self.limit, self.max_new_tokens, self.quantize, self.kv_cache)
+        if (any(model_options) or self.device != "auto") and not self.before:
             lines.append(
-                "--limit, --max_new_tokens, --device and --quantize are for --before: without it "
-                "no model is run"
+                "--limit, --max_new_tokens, --device, --quantize and --kv_cache are for --before: "
+                "without it no model is run"
             )
         return lines

@@ -135,8 +135,14 @@ class DocumentEvaluation(KindEvaluation):
         """Score the first `limit` ids of a text that comes in blocks, int64[n] each.
 
         `expected_tokens` is the end of the progress bar, None if it is unknown. Raises UserError
-        for a limit of 1.
+        for a limit of 1, or a model whose context is shorter than a window.
         """
+        context = loaded.model.config.max_position_embeddings
+        if context < WINDOW_TOKENS:
+            raise UserError(
+                f"{loaded.folder}: its context of {context} tokens is shorter than the window of "
+                f"{WINDOW_TOKENS} that text is measured in"
+            )
         if limit == 1:
             raise UserError("--limit 1: at least 2 tokens of text are needed to score one")
         with progress_bar("scoring", expected_tokens, "tokens") as bar:

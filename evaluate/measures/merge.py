@@ -65,6 +65,11 @@ def compare_merges(options: MergeOptions) -> None:
         f"{scores[_TRAINED].num_tokens:,} tokens of dev answers, in fp32; merged weights rounded "
         f"to {options.dtype}"
     )
+    if len({score.num_tokens for score in scores.values()}) > 1:
+        lines.append(
+            "the losses are of different tokens: the base was trained on shorter rows, which do "
+            "not hold all answers"
+        )
     result = EvalResult(
         lines, {"dtype": options.dtype, "weights": metrics}, provenance, device=device
     )
@@ -114,7 +119,7 @@ def _score_model(
     be most of the memory.
     """
     model = load()
-    # All in rows of one length, though the base may have been trained on longer ones.
+    # Not in longer rows than the run's; a base that was trained on shorter ones keeps those.
     weights.limit_trained_context(model, folder)
     loaded = LoadedCheckpoint(folder, model, load_tokenizer(folder), provenance)
     total = LMScore()

@@ -7,7 +7,6 @@ from data.shards import ShardSet, load_run_shard_set
 from data.sources import find_source
 from evaluate.kinds import find_evaluation
 from evaluate.load_model import load_checkpoint
-from evaluate.metrics.language_model import WINDOW_TOKENS
 from evaluate.options import PerplexityOptions
 from evaluate.result import EvalResult, report_result
 
@@ -15,16 +14,10 @@ from evaluate.result import EvalResult, report_result
 def run_perplexity(options: PerplexityOptions) -> None:
     """Score a checkpoint on native files or on a split of a shard set; report the result.
 
-    Raises UserError if there is nothing to score, or if the model's context is too short.
+    Raises UserError if there is nothing to score, or if the context is too short to score text.
     """
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options, device)
-    context = loaded.model.config.max_position_embeddings
-    if context < WINDOW_TOKENS:
-        raise UserError(
-            f"{options.checkpoint}: its context of {context} tokens is shorter than the window of "
-            f"{WINDOW_TOKENS} that text is measured in"
-        )
     if options.source:
         evaluation = find_evaluation(find_kind(find_source(options.source).kind))
         result = evaluation.score_files(loaded, options.source, options.input, options.limit)

@@ -169,8 +169,11 @@ def _score_batch(
             ]
             targets += option
     cache = None
-    if shared is not None:
+    # In a narrower cache all keys and values are rounded, not only those that are shared.
+    if shared is not None or model.kv_cache_dtype is not None:
         cache = model.new_cache(num_rows, num_shared + length)
+    if shared is not None:
+        assert cache is not None
         cache.keys[:, :, :, :num_shared] = shared.keys
         cache.values[:, :, :, :num_shared] = shared.values
         cache.length = num_shared

@@ -19,6 +19,7 @@ from data.batching.collate import collate
 from data.batching.examples import Example, Examples
 from data.batching.packed_rows import PACKING_WINDOW, pack_best_fit
 from data.sequences import Sequences
+from model.attention.segments import Segments
 from model.llama import Llama
 from model.loss import score_tokens
 
@@ -274,6 +275,12 @@ def _score_rows(
 ) -> LMScore:
     """Score the answers of examples in rows of `row_length` positions, a list for each row."""
     batch = collate(row_examples, row_length).to(characters.device)
-    hidden = model.model(batch.ids, positions=batch.positions, mask=batch.segments, cache=None)
+    mask: Tensor | Segments | None = batch.segments
+    cache = None
+    if model.kv_cache_dtype is not None:
+        # Keys and values are those that decoding would read.
+        cache = model.new_cache(*batch.ids.shape)
+        mask = None if batch.segments is None else batch.segments.mask_on(characters.device)
+    hidden = model.model(batch.ids, positions=batch.positions, mask=mask, cache=cache)
     scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
     return _score_hidden(model, scored_hidden, batch.targets, characters)

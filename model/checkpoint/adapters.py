@@ -187,16 +187,19 @@ def _merge_matrices(
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of an adapter's file by PEFT's names.
 
-    Raises UserError if the file cannot be read or holds values that are not finite.
+    Raises UserError if the file cannot be read, or holds another number format or values that are
+    not finite.
     """
     file = folder / ADAPTER_WEIGHTS_FILE
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    # Other dtypes, such as integers, are not those of LoRA matrices.
     for key, tensor in tensors.items():
-        if tensor.dtype not in _SUPPORTED_DTYPES or not tensor.isfinite().all():
+        if tensor.dtype not in _SUPPORTED_DTYPES:
+            name = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{file}: {key} is {name}, not fp32, fp16, bf16 or fp64")
+        if not tensor.isfinite().all():
             raise UserError(f"{file}: {key} holds values that are not finite: the file is damaged")
     return tensors
 

@@ -195,7 +195,8 @@ def check_tensor_count(folder: Path, config: LlamaConfig) -> None:
     layers.
     """
     num_tensors = 0
-    for path in weights_files(folder):
+    files = weights_files(folder)
+    for path in files:
         try:
             with safe_open(path, "pt") as file:
                 num_tensors += len(file.keys())
@@ -203,7 +204,8 @@ def check_tensor_count(folder: Path, config: LlamaConfig) -> None:
             raise UserError(f"{path} cannot be read: {error}") from None
     if num_tensors < config.num_tensors:
         raise UserError(
-            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: it holds {num_tensors:,} "
+            f"{files[0] if len(files) == 1 else folder} does not fit its {CONFIG_FILE}: it holds "
+            f"{num_tensors:,} "
             f"tensors, and a Llama of {config.num_hidden_layers:,} layers has "
             f"{config.num_tensors:,}"
         )

@@ -45,6 +45,14 @@ def test_write_atomic_replaces_file_with_readable_permissions(tmp_path: Path) ->
     write_atomic(tmp_path / "deep" / "f", b"new")
     assert (tmp_path / "deep" / "f").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "deep" / "f").stat().st_mode) == 0o644
+    # What the user made private stays so.
+    (tmp_path / "deep" / "f").chmod(0o600)
+    write_atomic(tmp_path / "deep" / "f", b"new")
+    assert stat.S_IMODE((tmp_path / "deep" / "f").stat().st_mode) == 0o600
+    code = "import common.files as f, pathlib, sys; f.write_atomic(pathlib.Path(sys.argv[1]), b'')"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "g"], umask=0o077, check=True)
+    assert stat.S_IMODE((tmp_path / "g").stat().st_mode) == 0o600
+    (tmp_path / "g").unlink()
     assert names(tmp_path / "deep") == ["f"]
 
 

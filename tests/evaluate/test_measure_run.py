@@ -16,6 +16,7 @@ from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate import __main__ as command
 from evaluate import measure_run
+from evaluate.options import EvaluateOptions
 
 Measure = Callable[..., list[list[str]]]
 
@@ -102,6 +103,23 @@ def test_mixture_predictions_are_written_separately(
     assert written == [
         after(arguments, "--score") for arguments in ran if arguments[0] == "evaluate.repetition"
     ]
+
+
+def test_what_cannot_be_measured_does_not_stop_the_rest(
+    shard_set: Path, tmp_path: Path, measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a run without a report because one measure needs more records than there are."""
+    run = make_run(tmp_path / "run", shutil.copytree(shard_set, tmp_path / "set"))
+    ran: list[str] = []
+
+    def fail_trigram(arguments: list[str]) -> int:
+        ran.append(arguments[0])
+        return int(arguments[0] == "evaluate.trigram")
+
+    monkeypatch.setattr(measure_run, "_run_command", fail_trigram)
+    with pytest.raises(UserError, match=r"not measured, for the reasons above: trigram$"):
+        measure_run.measure_run(EvaluateOptions(checkpoint=run))
+    assert ran == ["evaluate.perplexity", "evaluate.trigram", "evaluate.rules", "evaluate.report"]
 
 
 def test_each_pretraining_dataset_has_a_trigram_baseline(

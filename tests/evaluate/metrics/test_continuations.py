@@ -47,6 +47,20 @@ def test_scores_are_those_of_each_option_alone(shape: str) -> None:
         assert option_scores == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@torch.inference_mode()
+def test_a_narrow_cache_rounds_the_same_in_every_group() -> None:
+    """A score that depends on whether another question has the same beginning."""
+    model = random_llama()
+    first, second, *_ = (request for request in _requests(300) if len(request.prompt) > 30)
+    wide = score_continuations(model, [first])[0]
+    model.kv_cache_dtype = torch.bfloat16
+    alone = score_continuations(model, [first])[0]
+    shared = Continuations([*first.prompt[:-1], 299], [[5]])
+    beside = score_continuations(model, [first, shared, second])[0]
+    assert beside == pytest.approx(alone, rel=1e-5)
+    assert alone != pytest.approx(wide, rel=1e-5)
+
+
 def test_prefixes_are_shared_where_it_saves_most() -> None:
     """A short common beginning that takes the place of a long one, and a prompt without a rest."""
     long_a, long_b = list(range(10, 110)), list(range(200, 300))

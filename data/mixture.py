@@ -21,7 +21,7 @@ def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
 
     The weight defaults to 1. An existing file or folder is one name, whatever plus signs and colons
     its path has, and so is a derived name with everything between its parentheses. Raises
-    ValueError for a weight that is not above 0, and as `parse_derived_name` does.
+    ValueError for an empty name, a weight that is not above 0, and as `parse_derived_name` does.
     """
     names = []
     weights = []
@@ -34,6 +34,9 @@ def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
             if Path(name).exists() or parse_derived_name(name) is not None:
                 break
         del parts[:num_parts]
+        # The path "" is the working directory.
+        if not name:
+            raise ValueError(f"{data!r} has an empty part: write NAME, or NAME:0.5+OTHER")
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"the weight of {name} must be above 0")
         names.append(name)

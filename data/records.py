@@ -106,7 +106,7 @@ class Preference(Record):
 
 @dataclass(frozen=True, slots=True)
 class SkippedRecord:
-    """A readable record that is left out; `reason` is a word or two, such as `label below 3`."""
+    """A readable record that is left out; `reason` is short, such as `label below 3`."""
 
     reason: str
 

@@ -7,10 +7,13 @@ fit an existing run.
 
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from common import run_layout
@@ -145,8 +148,8 @@ def prepare_sets(option: str, data: str, tokenizer: Path) -> FineTuningSets:
 def _may_share_passages(name: str, folder: Path) -> bool:
     """Return whether a set has to be compared with the test sets.
 
-    Those that a name derives do not: `decontaminated` takes no derived set, and the derivations of
-    summaries compare by themselves (`distractors` and `long` do not). The sample's do not either:
+    Those that a name derives are not: `decontaminated` takes no derived set. Those of summaries
+    compare by themselves; `distractors` and `long` stay unchecked. The sample's do not either:
     its articles are made of the same few sentences, and none would be left.
     """
     return parse_derived_name(name) is None and replaced_corpus_name(folder) is None
@@ -170,8 +173,7 @@ class Stages:
         if self._done.get(name) == command and result.exists():
             print(f"{name}: done", flush=True)
             return
-        code = subprocess.run([sys.executable, "-m", *command]).returncode
-        if code:
+        if code := run_module(command):
             # The command has printed its error.
             sys.exit(code)
         self._done = {**_before(self._done, name), name: command}
@@ -182,8 +184,7 @@ class Stages:
         if self._done.get(name, {}).get("command") != command:
             print(f"\n$ python -m {shlex.join(command)}", flush=True)
             shutil.rmtree(run, ignore_errors=True)
-            code = subprocess.run([sys.executable, "-m", *command]).returncode
-            if code:
+            if code := run_module(command):
                 sys.exit(code)
             rates = [
                 record["tokens_per_second"]
@@ -195,6 +196,36 @@ class Stages:
             self._done = {**_before(self._done, name), name: result}
             write_json(self._path, self._done)
         return float(self._done[name]["tokens_per_second"])
+
+
+def run_module(command: Sequence[str]) -> int:
+    """Run `python -m` with a command, and return its exit code.
+
+    The command gets the time that it needs to save what it has when Ctrl-C or SIGTERM stops it:
+    `subprocess.run` would kill it after a quarter of a second.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    stopped_by = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped_by
+        stopped_by = number
+        # A terminal sends Ctrl-C to the command as well.
+        if number == signal.SIGTERM and process is not None:
+            process.terminate()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, stop) for number in numbers]
+    try:
+        process = subprocess.Popen([sys.executable, "-m", *command])
+        code = process.wait()
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    # A shell's code for a signal is 128 and its number; that of `subprocess` is negative.
+    code = code if code >= 0 else 128 - code
+    # A command that ends well in spite of the signal is done, but nothing is to follow it.
+    return code or (128 + stopped_by if stopped_by else 0)
 
 
 def _before(done: dict[str, Any], name: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from data.derived_name import DerivedName
 from data.prepare.contamination import write_ngrams
 from data.prepare.provenance import printable_name
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
-from data.sources import find_source
+from data.sources import find_source, squad
 from data.usable_records import UsableRecords
 from model.chat_template.template import load_template
 
@@ -156,4 +156,8 @@ def _iter_texts(source: str, path: Path) -> Iterator[str]:
     records = UsableRecords(find_source(source).iter_records(path))
     for record in records:
         yield record.plain_text()
+    if source == squad.NAME:
+        # Those whose questions have no answer are no records, but are asked about all the same.
+        items = squad.iter_passages(path)
+        yield from (item.context for item in items if isinstance(item, squad.Passage))
     records.check_bad_share(f"correct the file, or whatever is in it may be trained on: {path}")

@@ -27,7 +27,7 @@ from data.prepare.write_shards import REPORT_ROW_LENGTHS
 from data.records import Document, Record, SkippedRecord
 from data.sequences import Sequences, SequenceWriter
 from data.shards import ShardSet
-from data.sources import SOURCES
+from data.sources import find_source
 from data.stored_records import RecordWriter, StoredRecords, dump_record
 from model.chat_template.template import load_template
 from model.tokenizer.base import Tokenizer
@@ -177,7 +177,7 @@ class _Transformer:
         self._template = load_template(folder)
         sources = read_sources(folder)
         self._has_title_line = bool(sources) and all(
-            SOURCES[source].has_title_line for source in sources if source in SOURCES
+            find_source(source).has_title_line for source in sources
         )
 
     def transform(self, chunk: _Chunk) -> list[Result]:

@@ -8,6 +8,7 @@ it.
 """
 
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -30,7 +31,12 @@ from data.corpora.sample import (
 from data.derived_name import DerivedName, parse_derived_name
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
-from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
+from data.prepare.provenance import (
+    PREPARE_VERSION,
+    match_inputs,
+    printable_name,
+    read_provenance,
+)
 from data.prepare.source_args import SourceGroup
 from data.readers.files import expand_inputs, print_files_about_data
 from data.shards import (
@@ -102,8 +108,8 @@ def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
 def raw_data_name(path: Path) -> str:
     """Return the name under which the data of a raw file or folder is kept."""
     # Files of the same name in different folders are different data sets.
-    path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
-    return f"{path.resolve().stem}-{path_digest}"
+    path_digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:6]
+    return f"{printable_name(Path(path.resolve().stem))}-{path_digest}"
 
 
 def corpus_name(folder: Path) -> str:
@@ -227,7 +233,7 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
     if tokenizer is None or corpus.source is None:
         return None
     files = download_paths(name, corpus)
-    if not files.train or not all(path.exists() for path in files.train):
+    if not files.train or not all(path.exists() for path in (*files.train, *files.dev)):
         return None
     return prepare_if_outdated(name, {corpus.source: files}, tokenizer)
 

@@ -9,7 +9,7 @@ class HeadlineExtracts(DerivedSummaries):
 
     name = "headline_extracts"
     usage = "headline_extracts(NAME[,TEST_FILE…])"
-    version = 3
+    version = 4
     description = (
         "beginnings of articles with their part that says most of title and rest, to copy it"
     )

@@ -8,6 +8,7 @@ class Headlines(DerivedSummaries):
     """The longer titles of `titles(NAME)`, each with the first sentences of its article alone."""
 
     name = "headlines"
+    version = 2
     usage = "headlines(NAME[,TEST_FILE…])"
     description = "beginnings of articles with their titles, to summarize news"
     make_pairs = staticmethod(make_headlines)

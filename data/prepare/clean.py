@@ -1,8 +1,8 @@
 """Clean documents before they are tokenized, and reject those that are not worth training on.
 
-Both functions are pure: `clean` normalizes a text, `rejection_reason` names the reason to drop it.
-In fenced code (``` and ~~~) only characters and line ends are normalized; indentation stays
-everywhere.
+The two entry points are pure: `clean` normalizes a text, `rejection_reason` names the reason to
+drop it. In fenced code (``` and ~~~) only characters and line ends are normalized; indentation
+stays everywhere.
 
 Unicode is normalized to NFC, one sequence of code points for one character. NFKC, which also folds
 compatibility forms, is not the default: full-width punctuation (，：；！？（）) is how Chinese is

@@ -90,7 +90,7 @@ def _score(
     scores = []
     for start in range(0, len(windows), num_rows):
         ids = torch.from_numpy(windows[start : start + num_rows]).to(device)
-        # Without `positions`, `mask` and `cache`: positions count up, and attention is causal.
+        # Whole windows: positions count up, and attention is causal.
         hidden = read_text(model, ids[:, :-1])[:, -num_targets:]
         targets = ids[:, -num_targets:].flatten()
         losses, _ = score_tokens(hidden.flatten(0, 1), model.lm_head.weight, targets)

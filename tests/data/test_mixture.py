@@ -15,6 +15,10 @@ def test_mixture_syntax_is_parsed() -> None:
     for wrong in ("a:0", "a:-1", "a:nan"):
         with pytest.raises(ValueError, match="the weight of a must be above 0"):
             parse_mixture(wrong)
+    # The path "" is the working directory, all of which would be read.
+    for wrong in ("", "csl+", "+csl", "csl++a"):
+        with pytest.raises(ValueError, match="has an empty part"):
+            parse_mixture(wrong)
 
 
 def test_path_that_exists_is_one_name_of_a_mixture(

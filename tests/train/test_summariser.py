@@ -1,8 +1,10 @@
 """The stages of `make summariser`: what is run, skipped and run again, and all of it once."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from data.corpora.sample import SMALL_TOKENIZER
 from tests.helpers.training import TINY_SHAPE, to_arguments
 from train import summariser, summariser_stages
 
-RUN_COMMAND = subprocess.run
+RUN_MODULE = summariser_stages.run_module
 TINY: dict[str, Any] = {
     "sequence_length": 512,
     "batch_tokens": 512,
@@ -51,13 +53,13 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     """The commands of the stages, none of which is run: their results are empty."""
     called: list[list[str]] = []
 
-    def record(command: list[str]) -> subprocess.CompletedProcess[str]:
-        called.append(command[2:])
-        result = {"evaluate": "report.md", "evaluate.decoding": "decoding.json"}.get(command[2])
+    def record(command: list[str]) -> int:
+        called.append(command)
+        result = {"evaluate": "report.md", "evaluate.decoding": "decoding.json"}.get(command[0])
         if result is not None:
             Path(value_of(command, "--checkpoint"), result).touch()
-            return subprocess.CompletedProcess(command, 0)
-        run = Path(value_of(command, "--out" if command[2] == "data.tokenizer" else "--run"))
+            return 0
+        run = Path(value_of(command, "--out" if command[0] == "data.tokenizer" else "--run"))
         run.mkdir(parents=True, exist_ok=True)
         if run.name == "speed":
             records = [
@@ -66,10 +68,10 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
             ]
             lines = (json.dumps(record) + "\n" for record in records)
             (run / "metrics.jsonl").write_text("".join(lines))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(summariser_stages.subprocess, "run", record)
+    monkeypatch.setattr(summariser_stages, "run_module", record)
     # The tokenizer of a stage that is not run cannot encode any set.
     monkeypatch.setattr(
         summariser_stages,
@@ -236,14 +238,14 @@ def test_stage_that_fails_ends_the_command(
 ) -> None:
     """Prevents fine-tuning of a base whose training was interrupted, and a stage marked as done."""
 
-    def interrupt(command: list[str]) -> subprocess.CompletedProcess[str]:
-        commands.append(command[2:])
-        is_pretraining = command[2] == "train.pretrain"
+    def interrupt(command: list[str]) -> int:
+        commands.append(command)
+        is_pretraining = command[0] == "train.pretrain"
         if not is_pretraining:
             Path(value_of(command, "--out")).mkdir(parents=True)
-        return subprocess.CompletedProcess(command, 130 if is_pretraining else 0)
+        return 130 if is_pretraining else 0
 
-    monkeypatch.setattr(summariser_stages.subprocess, "run", interrupt)
+    monkeypatch.setattr(summariser_stages, "run_module", interrupt)
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             run_stages(monkeypatch)
@@ -253,6 +255,34 @@ def test_stage_that_fails_ends_the_command(
         "train.pretrain",
         "train.pretrain",
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_stage_has_time_to_save(root: Path, tmp_path: Path, number: int) -> None:
+    """Prevents a stage that is killed while it saves its checkpoint, or that is left behind."""
+    stage = """
+import signal, sys, time
+def save(number, frame):
+    print("saving", flush=True); time.sleep(1); print("saved", flush=True); sys.exit(128 + number)
+signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)
+print("ready", flush=True); time.sleep(60)
+"""
+    (tmp_path / "stage.py").write_text(stage)
+    code = "import train.summariser_stages as s, sys; sys.exit(s.run_module(['stage']))"
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    # Ctrl-C goes to all processes of a terminal, SIGTERM to the one that is named.
+    send = os.killpg if number == signal.SIGINT else os.kill
+    send(process.pid, number)
+    assert process.stdout.read() == "saving\nsaved\n"
+    assert process.wait() == 128 + number
 
 
 def test_text_that_does_not_exist_is_refused(
@@ -284,13 +314,13 @@ def test_all_stages_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """
     evaluated = []
 
-    def run_unless_evaluation(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        if command[2] != "evaluate":
-            return RUN_COMMAND(command)
-        evaluated.append(command[3:])
-        return subprocess.CompletedProcess(command, 0)
+    def run_unless_evaluation(command: list[str]) -> int:
+        if command[0] != "evaluate":
+            return RUN_MODULE(command)
+        evaluated.append(command[1:])
+        return 0
 
-    monkeypatch.setattr(summariser_stages.subprocess, "run", run_unless_evaluation)
+    monkeypatch.setattr(summariser_stages, "run_module", run_unless_evaluation)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(root))
     write_articles(Path("text.jsonl"))

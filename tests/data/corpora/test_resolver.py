@@ -238,6 +238,9 @@ def test_raw_files_with_equal_names_are_prepared_separately(raw: Path) -> None:
     Path("other").mkdir()
     other = write_corpus(Path("other") / "raw.jsonl", 40, word="水井")
     assert resolve_shard_set(str(raw)) != resolve_shard_set(str(other))
+    # A name in another encoding, as old archives have it, is a name, too.
+    strange = os.fsdecode(b"caf\xe9.jsonl")
+    assert ShardSet.open(resolve_shard_set(str(other.rename(strange)))).kind.is_text
 
 
 @pytest.mark.slow

@@ -258,3 +258,16 @@ def test_text_and_conversations_are_decontaminated_as_they_are_stored(name: str)
         for shards in (derived, source)
     )
     assert type(examples) is type(expected)
+
+
+def test_passages_without_an_answer_are_held_out(tmp_path: Path) -> None:
+    """Prevents training on passages of a test set whose questions have no answer."""
+    passage = "青禾镇的水井是前年修好的，井边种着三棵枣树，镇上的人都到那里去挑水。"
+    question = {"question": "谁修的水井？", "id": "1", "answers": [], "is_impossible": True}
+    article = {"title": "水井", "paragraphs": [{"context": passage, "qas": [question]}]}
+    test_file = Path("dev.json")
+    test_file.write_text(json.dumps({"data": [article]}, ensure_ascii=False), encoding="utf-8")
+    write_corpus(Path("corpus.jsonl"), [passage])
+    name = "decontaminated(corpus.jsonl,dev.json)"
+    derived = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER))
+    assert derived.manifest["report"]["dropped"] == {"shares a passage with a test set": 1}

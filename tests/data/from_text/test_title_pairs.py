@@ -93,6 +93,12 @@ def test_what_is_no_title_is_skipped_with_the_reason(text: str, reason: str) -> 
         ("2018 年的旧电脑", "2018 年的旧电脑"),
         ("十大旧电脑", "十大旧电脑"),
         ("为什么要装系统？", "为什么要装系统？"),
+        ("第一步：装系统", "装系统"),
+        ("第二部分 旧电脑的安装", "旧电脑的安装"),
+        ("第三部门的发展", "第三部门的发展"),
+        ("第一步兵师的组建", "第一步兵师的组建"),
+        ("其一、旧电脑的安装", "旧电脑的安装"),
+        ("其三百人的故事", "其三百人的故事"),
     ],
 )
 def test_title_is_the_heading_without_what_is_around_it(heading: str, title: str) -> None:

@@ -372,11 +372,11 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
         ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "values that are not finite"),
         (
             {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}},
-            "values that are not finite",
+            "is int8, not fp32, fp16, bf16 or fp64",
         ),
         (
             {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}},
-            "values that are not finite",
+            "is complex64, not fp32, fp16, bf16 or fp64",
         ),
         (
             {"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}},

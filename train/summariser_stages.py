@@ -149,8 +149,8 @@ def _may_share_passages(name: str, folder: Path) -> bool:
     """Return whether a set has to be compared with the test sets.
 
     Those that a name derives are not: `decontaminated` takes no derived set. Those of summaries
-    compare by themselves; `distractors` and `long` stay unchecked. The sample's do not either:
-    its articles are made of the same few sentences, and none would be left.
+    compare by themselves; `distractors` and `long` stay unchecked. Those of the sample are not
+    either: its articles are made of the same few sentences, and none would be left.
     """
     return parse_derived_name(name) is None and replaced_corpus_name(folder) is None
 

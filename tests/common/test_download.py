@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from common.archive import extract_zip
-from common.download import RetryPolicy, download
+from common.download import RetryPolicy, _is_number, download
 from common.errors import UserError
 
 QUICK = RetryPolicy(max_attempts=3, initial_backoff=0.01, timeout=2.0)
@@ -498,3 +498,8 @@ def test_zip_with_understated_size_is_refused(tmp_path: Path) -> None:
     assert zipfile.ZipFile(io.BytesIO(payload)).infolist()[0].file_size == 10
     with pytest.raises(UserError, match="not a readable zip"):
         extract_zip(archive, tmp_path / "out", max_bytes=1000)
+
+
+def test_digits_that_are_no_numbers_are_no_lengths() -> None:
+    """Prevents a traceback for a header such as `Content-Length: ²`, of which isdigit is true."""
+    assert _is_number("100") and not any(map(_is_number, ("²", "١", "", "-1", "1.5")))

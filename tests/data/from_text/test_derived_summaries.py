@@ -9,10 +9,14 @@ import pytest
 
 from common.errors import UserError
 from data.batching.summary_prompts import EncodedRequests
+from data.corpora.derived_rows import _Transformer
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SAMPLE_SFT_FILES, SMALL_TOKENIZER
 from data.kinds import conversations, documents, summaries
 from data.prepare.contamination import NGRAM_SIZE
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.records import Summary
 from data.shards import SPLITS, ShardSet
 from data.sources import find_source
@@ -271,3 +275,16 @@ def test_passages_without_an_answer_are_held_out(tmp_path: Path) -> None:
     name = "decontaminated(corpus.jsonl,dev.json)"
     derived = ShardSet.open(resolve_shard_set(name, SMALL_TOKENIZER))
     assert derived.manifest["report"]["dropped"] == {"shares a passage with a test set": 1}
+
+
+def test_first_lines_of_a_field_are_no_titles(tmp_path: Path) -> None:
+    """Prevents titles that are the first line of any text, where no source says that it is one."""
+    texts = [
+        f"今天说第{number}件事。\n" + "水井边的枣树已经结了果，孩子们天天去看。" * 4
+        for number in range(9)
+    ]
+    lines = (json.dumps({"body": text}, ensure_ascii=False) + "\n" for text in texts)
+    Path("corpus.jsonl").write_text("".join(lines), encoding="utf-8")
+    group = SourceGroup("jsonl:body", ("corpus.jsonl",), ())
+    prepare_groups([group], Path("set"), SMALL_TOKENIZER, PrepareOptions(workers=1))
+    assert not _Transformer(Path("set"), "titles", {"test_files": []}, None)._has_title_line

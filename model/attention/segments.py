@@ -7,9 +7,10 @@ place of a mask of T · T there are thus a few numbers for each segment; GPUs wi
 them get the mask.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class Segments:
     num_rows: int
     length: int  # of a row
     offsets: Offsets | None = None  # on a GPU that has kernels for them
+    # What `model.attention.packing` makes of them.
+    packings: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     _masks: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def mask_on(self, device: torch.device) -> Tensor:
@@ -83,6 +86,7 @@ class Segments:
         return replace(self, offsets=_to_device(make_offsets(self), device))
 
 
+@functools.lru_cache(maxsize=4)
 def whole_rows(num_rows: int, length: int) -> Segments:
     """Return segments that are whole rows: plain causality."""
     return Segments(tuple(Segment(row, 0, length) for row in range(num_rows)), num_rows, length)

@@ -162,17 +162,16 @@ def test_strips_of_packed_rows_are_computed_once_if_kept(
     model = build_model()
     expected = compute_gradients(model, None, mask=segments)
     calls: list[int] = []
-    original = blocks._parts
+    original = blocks._attend
 
     def count(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(blocks, "_parts", count)
+    monkeypatch.setattr(blocks, "_attend", count)
     gradients = compute_gradients(model, choice, mask=segments)
     assert all(map(torch.equal, gradients, expected))
-    # A backward pass, and one or two forward passes.
-    assert len(calls) == CONFIG.num_hidden_layers * (2 if choice.keeps_attention else 3)
+    assert len(calls) == CONFIG.num_hidden_layers * (1 if choice.keeps_attention else 2)
 
 
 def test_tiles_are_never_wide_as_a_row_nor_computed_three_times(

@@ -1,0 +1,240 @@
+"""Where strips of attention find the segments of a batch: copied one after another, by heads.
+
+Segments of one length are computed together. Their heads are copied to where they are matrices of
+one shape, and results are copied back, each by one `index_select` of vectors of head_dim for all
+segments, heads and positions. The indices are the same in all layers of a model.
+
+Shapes: B rows, T positions, H query heads, K key-value heads, d head_dim; G = H / K query heads of
+a key-value head, whose queries are rows of one matrix. A part is M matrices, one for each of its
+segments and key-value heads, with N rows of queries and S of keys, those of the prefix first.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.attention.segments import Segment, Segments
+
+# Queries of a strip in the forward pass, keys of one in the backward pass.
+STRIP = 64
+# Segments are filled up to a multiple of this, so that many are of one length.
+LENGTH_STEP = 32
+# Scores that are computed together by each thread: 1 MB in fp32. Their gradients need as much.
+MAX_SCORES = 1 << 18
+
+
+class PartShape(NamedTuple):
+    """The size of a part."""
+
+    matrices: int  # M
+    group: int  # G
+    length: int  # of each segment, filled up
+    prefix: int  # keys in front of each segment
+
+    @property
+    def rows(self) -> int:
+        """Return N, the number of rows of queries of a matrix."""
+        return self.length * self.group
+
+    @property
+    def keys(self) -> int:
+        """Return S, the number of keys of a matrix."""
+        return self.prefix + self.length
+
+    @property
+    def query_strips(self) -> list[tuple[int, int]]:
+        """Return the bounds of each strip of queries among the rows of a matrix."""
+        size = STRIP * self.group
+        return [(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
+
+    @property
+    def key_strips(self) -> list[tuple[int, int]]:
+        """Return the bounds of each strip of keys, none of which is in a prefix and after it."""
+        return [
+            (start, min(start + STRIP, stop))
+            for first, stop in ((0, self.prefix), (self.prefix, self.keys))
+            for start in range(first, stop, STRIP)
+        ]
+
+
+class Part(NamedTuple):
+    """Segments of one length, and some of their heads, that are computed together."""
+
+    shape: PartShape
+    first_row: int  # of M * N, among those of all parts
+    first_key: int  # of M * S
+
+
+class PrefixKeys(NamedTuple):
+    """The keys of a prefix, as one segment sees them; it adds to their gradients."""
+
+    row: int
+    positions: slice
+    heads: slice
+    in_strips: Tensor  # int32[positions * heads]
+
+
+class Packing(NamedTuple):
+    """The parts of a batch, and which vector is copied where.
+
+    Vectors are numbered as in contiguous tensors[B, T, heads, d]. Rows and keys are numbered as in
+    the matrices[M, N or S, d] of all parts, one part after another; or "in strips": the matrices
+    [M, n, d] of one strip after another. A segment is filled up with copies of its last vector,
+    from which nothing is copied back. For padding the number is one more than the highest.
+    """
+
+    parts: Sequence[Part]
+    queries: Tensor  # int32[rows]: the vector of each row
+    keys: Tensor  # int32[keys]
+    is_filling: Tensor  # bool[rows, 1]
+    rows_in_strips: Tensor  # int32[rows]: the number in strips of each row
+    query_rows: Tensor  # int32[B * T * H]: the row of each vector
+    query_rows_in_strips: Tensor  # int32[B * T * H]
+    keys_in_strips: Tensor  # int32[B * T * K]
+    prefixes: Sequence[PrefixKeys]
+
+
+def pack(segments: Segments, num_heads: int, num_kv_heads: int) -> Packing:
+    """Return the packing of H and K heads, made once for a batch."""
+    key = num_heads, num_kv_heads, torch.get_num_threads()
+    if key not in segments.packings:
+        segments.packings[key] = _Packer(segments, num_heads, num_kv_heads).pack()
+    packing: Packing = segments.packings[key]
+    return packing
+
+
+class _Packer:
+    """Numbers vectors, part by part."""
+
+    def __init__(self, segments: Segments, num_heads: int, num_kv_heads: int) -> None:
+        self._segments = segments
+        self._num_kv_heads, self._group = num_kv_heads, num_heads // num_kv_heads
+        self._parts: list[Part] = []
+        self._prefixes: list[PrefixKeys] = []
+        self._num_rows = self._num_keys = 0
+        # Of each part in turn: fields of `Packing`, and which rows and keys are no filling.
+        names = "queries", "keys", "is_row", "is_key", "rows_in_strips", "keys_in_strips"
+        self._pieces = {name: [torch.zeros(0, dtype=torch.int64)] for name in names}
+
+    def pack(self) -> Packing:
+        """Return the packing."""
+        of_length: dict[tuple[int, int], list[Segment]] = defaultdict(list)
+        for segment in self._segments.items:
+            if segment.length:
+                filled = -(-segment.length // LENGTH_STEP) * LENGTH_STEP
+                of_length[filled, segment.prefix_stop - segment.prefix_start].append(segment)
+        for (length, prefix), alike in of_length.items():
+            for some, heads in self._divide(length, prefix, alike):
+                self._add_part(length, prefix, some, heads)
+        pieces = {name: torch.cat(tensors) for name, tensors in self._pieces.items()}
+        num_kv_vectors = self._segments.num_rows * self._segments.length * self._num_kv_heads
+        num_vectors = num_kv_vectors * self._group
+        is_row, is_key = pieces["is_row"].bool(), pieces["is_key"].bool()
+        queries, keys = pieces["queries"], pieces["keys"]
+        rows_in_strips = pieces["rows_in_strips"]
+        return Packing(
+            parts=self._parts,
+            queries=queries.int(),
+            keys=keys.int(),
+            is_filling=~is_row.unsqueeze(1),
+            rows_in_strips=rows_in_strips.int(),
+            query_rows=_inverse(queries, torch.arange(self._num_rows), is_row, num_vectors),
+            query_rows_in_strips=_inverse(queries, rows_in_strips, is_row, num_vectors),
+            keys_in_strips=_inverse(keys, pieces["keys_in_strips"], is_key, num_kv_vectors),
+            prefixes=self._prefixes,
+        )
+
+    def _divide(
+        self, length: int, prefix: int, alike: Sequence[Segment]
+    ) -> Iterator[tuple[Sequence[Segment], range]]:
+        """Yield segments and key-value heads whose scores fit the caches of the threads.
+
+        Those of one head may not; they are computed all the same.
+        """
+        num_heads = self._num_kv_heads
+        max_scores = MAX_SCORES * torch.get_num_threads()
+        scores_per_head = min(STRIP, length) * self._group * (prefix + length)
+        # Equal shares of the heads, each of as many as fit.
+        num_shares = -(-num_heads // max(1, max_scores // scores_per_head))
+        share = -(-num_heads // num_shares)
+        # Powers of two, so that there are few shapes.
+        most = 1 << max(1, max_scores // (scores_per_head * num_heads)).bit_length() - 1
+        start = 0
+        while start < len(alike):
+            count = min(most, 1 << (len(alike) - start).bit_length() - 1)
+            for head in range(0, num_heads, share):
+                yield alike[start : start + count], range(head, min(head + share, num_heads))
+            start += count
+
+    def _add_part(
+        self, length: int, prefix: int, segments: Sequence[Segment], heads: range
+    ) -> None:
+        group = self._group
+        shape = PartShape(len(segments) * len(heads), group, length, prefix)
+        self._parts.append(Part(shape, self._num_rows, self._num_keys))
+        # [segments, 1, 1, 1], [heads, 1, 1], [positions, 1] and [G]
+        lengths = torch.tensor([item.length for item in segments]).view(-1, 1, 1, 1)
+        starts, prefixes = (
+            torch.tensor(
+                [item.row * self._segments.length + getattr(item, name) for item in segments]
+            ).view(-1, 1, 1, 1)
+            for name in ("start", "prefix_start")
+        )
+        head = torch.tensor(heads).view(-1, 1, 1)
+        position = torch.arange(length).view(-1, 1)
+        own = starts + torch.minimum(position, lengths - 1)  # [segments, 1, length, 1]
+        queries = (own * self._num_kv_heads + head) * group + torch.arange(group)
+        is_row = (position < lengths).expand_as(queries)
+        in_prefix = prefixes + torch.arange(prefix).view(-1, 1)
+        keys = torch.cat([in_prefix, own], 2) * self._num_kv_heads + head
+        place = torch.arange(-prefix, length).view(-1, 1)
+        is_key = ((place >= 0) & (place < lengths)).expand_as(keys)
+        rows_in_strips = self._num_rows + _numbers_in_strips(shape.matrices, shape.query_strips)
+        keys_in_strips = self._num_keys + _numbers_in_strips(shape.matrices, shape.key_strips)
+        for name, piece in (
+            ("queries", queries),
+            ("keys", keys),
+            ("is_row", is_row),
+            ("is_key", is_key),
+            ("rows_in_strips", rows_in_strips),
+            ("keys_in_strips", keys_in_strips),
+        ):
+            self._pieces[name].append(piece.flatten())
+        if prefix:
+            by_segment = keys_in_strips.view(len(segments), len(heads), -1)[..., :prefix]
+            self._prefixes += [
+                PrefixKeys(
+                    segment.row,
+                    slice(segment.prefix_start, segment.prefix_stop),
+                    slice(heads.start, heads.stop),
+                    numbers.t().flatten().int(),
+                )
+                for segment, numbers in zip(segments, by_segment, strict=True)
+            ]
+        self._num_rows += queries.numel()
+        self._num_keys += keys.numel()
+
+
+def _inverse(vectors: Tensor, numbers: Tensor, is_real: Tensor, num_vectors: int) -> Tensor:
+    """Return the number of each vector, int32[num_vectors]; for padding one more than any number.
+
+    numbers[i] is that of the copy of vectors[i], which is real or fills up a segment.
+    """
+    result = torch.full((num_vectors,), len(numbers))
+    result[vectors[is_real]] = numbers[is_real]
+    return result.int()
+
+
+def _numbers_in_strips(num_matrices: int, strips: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the number in strips of each row of each matrix of a part, int64[M, rows]."""
+    matrix = torch.arange(num_matrices).view(-1, 1)
+    return torch.cat(
+        [
+            num_matrices * start + matrix * (stop - start) + torch.arange(stop - start)
+            for start, stop in strips
+        ],
+        1,
+    )

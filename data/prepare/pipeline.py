@@ -78,11 +78,12 @@ def prepare_groups(
 
     An `out` that already holds this preparation is reused. `replace_outdated` replaces any other
     shard set there, which stays in place until the new one is whole. `corpus` (its name and parts)
-    is recorded as the origin of the inputs. Raises UserError if `out` is something else, if another
-    process is preparing it, if inputs cannot be read, if more than `options.quarantine_share` of
-    the records are unreadable, or if no record is left to train on.
+    is recorded as the origin of the inputs. Raises UserError if `out` is something else, if a file
+    is in both splits, if another process is preparing it, if inputs cannot be read, if more than
+    `options.quarantine_share` of the records are unreadable, or if no record is left to train on.
     """
     start_time = time.monotonic()
+    _check_splits(groups)
     loaded_tokenizer = load_tokenizer(tokenizer)
     # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
     template = replace(load_template(tokenizer), lead_ins=False)
@@ -146,6 +147,14 @@ def prepare_groups(
         write_checksummed_json(out / REPORT_FILE, report)
         shutil.rmtree(work)
     return report
+
+
+def _check_splits(groups: Sequence[SourceGroup]) -> None:
+    """Raise UserError if a file is in both splits: no record of it would be left to train on."""
+    for group in groups:
+        for path in group.dev_files():
+            if path in group.train_files():
+                raise UserError(f"--dev {path}: it is also an --input; the splits share no record")
 
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:

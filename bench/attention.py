@@ -1,18 +1,22 @@
 """`python -m bench.attention`: attention by strips beside PyTorch's, on a CPU."""
 
+import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from bench.options import AttentionOptions
 from common.errors import run_main
+from common.heap import keep_freed_memory
 from common.machine import collect_environment
 from common.options import parse_options
 
 DESCRIPTION = """Compare attention by strips with PyTorch's, in whole and in packed rows, by turns.
 
-Processor time of this thread, so that other work on the machine distorts it less."""
+With one thread, its processor time, so that other work on the machine distorts it less; with
+several, the time that passes: then nothing else may run."""
 
 
 def main() -> None:
@@ -28,24 +32,22 @@ def main() -> None:
     from model.attention.blocks import AttentionFunction
     from model.attention.segments import Segment, Segments, whole_rows
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
+    # As in training: freed memory is kept, whose pages would be filled with zeros again and again.
+    keep_freed_memory()
+    seconds_now = time.thread_time if options.threads == 1 else time.perf_counter
     rows, heads, length = options.rows, options.heads, options.length
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     q, k, v, d_out = (
         torch.randn(rows, length, heads, options.head_dim, dtype=dtype) for _ in range(4)
     )
-    bounds = [length * part // options.segments for part in range(options.segments + 1)]
-    packed = Segments(
-        tuple(
-            Segment(row, start, stop)
-            for row in range(rows)
-            for start, stop in zip(bounds, bounds[1:], strict=False)
-        ),
-        rows,
-        length,
-    )
-    number = torch.bucketize(torch.arange(length), torch.tensor(bounds[1:]), right=True)
-    mask = (number[:, None] == number).tril()
+    rng = random.Random(0)
+    items = []
+    for row in range(rows):
+        inner_bounds = [rng.randrange(length) for _ in range(options.segments - 1)]
+        items += [Segment(row, *bounds) for bounds in pairwise([0, *sorted(inner_bounds), length])]
+    packed = Segments(tuple(items), rows, length)
+    mask = packed.mask_on(q.device)
 
     def torch_attention(mask: Tensor | None) -> Callable[..., Tensor]:
         return lambda q, k, v: F.scaled_dot_product_attention(
@@ -66,19 +68,20 @@ def main() -> None:
     square, matmul_seconds = torch.randn(1024, 1024), []
     # One round more: in the first, buffers are made.
     for _ in range(options.rounds + 1):
-        start = time.thread_time()
+        start = seconds_now()
         square @ square
-        matmul_seconds.append(time.thread_time() - start)
+        matmul_seconds.append(seconds_now() - start)
         for name, attention in variants.items():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            start = time.thread_time()
+            start = seconds_now()
             out = attention(*leaves)
-            middle = time.thread_time()
+            middle = seconds_now()
             torch.autograd.grad(out, leaves, d_out)
-            seconds[name].append((middle - start, time.thread_time() - middle))
+            seconds[name].append((middle - start, seconds_now() - middle))
     print(
         f"{rows} rows, {heads} heads of {options.head_dim}, {length} positions, packed: "
-        f"{options.segments} segments, {options.precision}; {collect_environment()['platform']}"
+        f"{options.segments} segments, {options.precision}, {options.threads} threads; "
+        f"{collect_environment()['platform']}"
     )
     totals = {name: statistics.median(map(sum, times[1:])) for name, times in seconds.items()}
     for name, times in seconds.items():

@@ -125,7 +125,10 @@ class AttentionOptions(Options):
     heads: int = Field(8, ge=1, description="heads of queries, keys and values")
     head_dim: int = Field(32, ge=1, description="size of a head")
     length: int = Field(512, ge=1, description="positions of a row")
-    segments: int = Field(4, ge=1, description="segments of a packed row")
+    segments: int = Field(4, ge=1, description="segments of a packed row, of random lengths")
+    threads: int = Field(
+        1, ge=1, description="threads; of one the processor time is measured, of several the clock"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the inputs")
     rounds: int = Field(
         20, ge=1, description="number of rounds; each variant is measured once in each"

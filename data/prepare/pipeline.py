@@ -94,8 +94,12 @@ def prepare_groups(
         options.model_dump(mode="json", include={"limit", "validation", "clean", "dedup"}),
     )
     if _is_prepared(out, settings, groups, replace_outdated):
-        # Left over if an earlier preparation was killed after it had written the set.
-        shutil.rmtree(_work_folder_path(out), ignore_errors=True)
+        work = _work_folder_path(out)
+        if work.exists():
+            # Left over if an earlier preparation was killed after it had written the set, or that
+            # of another process, which is replacing the set by one of other inputs.
+            with contextlib.suppress(UserError), exclusive_lock(work / "lock", "in use"):
+                shutil.rmtree(work, ignore_errors=True)
         # Training and `make data` look for a set every time: reuse is not worth a message there.
         if not replace_outdated:
             print(f"{out} already holds this preparation of the same inputs: nothing to do")

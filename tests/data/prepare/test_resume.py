@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from common.errors import UserError
+from common.locks import exclusive_lock
 from data import sequences
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
@@ -159,6 +160,20 @@ def test_concurrent_preparation_is_refused(
     monkeypatch.setattr(pipeline, "_process_units", prepare_again)
     with pytest.raises(UserError, match="another process is preparing it"):
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
+
+
+def test_only_work_that_nobody_does_is_deleted(
+    corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Prevents a process that uses a set from deleting the work of one that replaces it."""
+    out, work = tmp_path / "out", tmp_path / ".out.work"
+    prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
+    assert not work.exists()
+    with exclusive_lock(work / "lock"):
+        prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
+        assert work.exists()
+    prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
+    assert not work.exists()
 
 
 @pytest.mark.slow

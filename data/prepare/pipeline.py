@@ -83,7 +83,8 @@ def prepare_groups(
     `options.quarantine_share` of the records are unreadable, or if no record is left to train on.
     """
     start_time = time.monotonic()
-    _check_splits(groups)
+    if options.dedup.exact:
+        _check_splits(groups)
     loaded_tokenizer = load_tokenizer(tokenizer)
     # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
     template = replace(load_template(tokenizer), lead_ins=False)
@@ -154,11 +155,11 @@ def prepare_groups(
 
 
 def _check_splits(groups: Sequence[SourceGroup]) -> None:
-    """Raise UserError if a file is in both splits: no record of it would be left to train on."""
+    """Raise UserError if a file is in both splits: train would have nothing but duplicates."""
     for group in groups:
         for path in group.dev_files():
             if path in group.train_files():
-                raise UserError(f"--dev {path}: it is also an --input; the splits share no record")
+                raise UserError(f"--dev {path}: it is also an --input, all of it duplicates")
 
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:

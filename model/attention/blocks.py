@@ -3,9 +3,9 @@
 The heads of a row, or of several segments of one length, are multiplied together, strip by strip: a
 strip is some successive queries with all keys that they see (forward), or some keys with all
 queries that see them (backward, which computes the scores once more: Dao et al. 2022,
-arXiv:2205.14135). What happens to scores happens in place. docs/training.md has figures.
+arXiv:2205.14135). Scores are changed in place. docs/training.md has figures.
 
-`model.attention.packing` says where queries and keys are; its shapes hold here, too.
+`model.attention.packing` gathers queries and keys; the shapes in its docstring hold here, too.
 """
 
 import threading
@@ -39,41 +39,16 @@ class AttentionFunction(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         packing = pack(segments, q.shape[2], k.shape[2])
         has_small_scores = _has_small_scores(q, k)
-        q_rows = _select(q, packing.queries)
-        key_rows, value_rows = (_select(x, packing.keys) for x in (k, v))
-
-        def attend() -> tuple[Tensor, Tensor]:
-            """Return the result, and the logarithms of the sums over all keys of exp(score)."""
-            out, log_sums = _attend(packing, q_rows, key_rows, value_rows, has_small_scores)
-            return _select(out, packing.query_rows_in_strips).view(q.shape).to(q.dtype), log_sums
-
-        out, log_sums = keep_attention(attend)
-        ctx.save_for_backward(q_rows, key_rows, value_rows, out, log_sums)
-        ctx.packing, ctx.has_small_scores, ctx.kv_shape = packing, has_small_scores, k.shape
+        out, log_sums = keep_attention(lambda: _attend(packing, q, k, v, has_small_scores))
+        ctx.save_for_backward(q, k, v, out, log_sums)
+        ctx.packing, ctx.has_small_scores = packing, has_small_scores
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_rows, key_rows, value_rows, out, log_sums = ctx.saved_tensors
-        packing: Packing = ctx.packing
-        d_out, dtype = gradients[0], log_sums.dtype
-        # A product with ones is the fastest sum over a short dimension.
-        delta = (out.to(dtype) * d_out.to(dtype)) @ log_sums.new_ones(out.shape[-1], 1)
-        d_q_rows, d_k_strips, d_v_strips = _differentiate(
-            packing,
-            q_rows,
-            key_rows,
-            value_rows,
-            _select(d_out, packing.queries),
-            _select(delta, packing.queries),
-            log_sums,
-            ctx.has_small_scores,
-        )
-        d_q = _select(d_q_rows, packing.query_rows).view(out.shape).to(q_rows.dtype)
-        del d_q_rows
-        d_k, d_v = (
-            _key_gradients(strips, packing, ctx.kv_shape).to(key_rows.dtype)
-            for strips in (d_k_strips, d_v_strips)
+        q, k, v, out, log_sums = ctx.saved_tensors
+        d_q, d_k, d_v = _differentiate(
+            ctx.packing, q, k, v, out, log_sums, gradients[0], ctx.has_small_scores
         )
         return d_q, d_k, d_v, None
 
@@ -83,17 +58,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _select(vectors: Tensor, numbers: Tensor) -> Tensor:
-    """Return the vectors of these numbers, [n, d], of vectors[..., d]."""
+    """Return vectors[..., d] at int32 numbers[n], counted in contiguous order -> [n, d]."""
     return vectors.reshape(-1, vectors.shape[-1]).index_select(0, numbers)
-
-
-def _key_gradients(strips: Tensor, packing: Packing, shape: torch.Size) -> Tensor:
-    """Return gradients[B, T, K, d] of keys or values from those in strips."""
-    gradients = _select(strips, packing.keys_in_strips).view(shape)
-    for prefix in packing.prefixes:
-        place = gradients[prefix.row, prefix.positions, prefix.heads]
-        place.add_(_select(strips, prefix.in_strips).view(place.shape))
-    return gradients
 
 
 def _has_small_scores(q: Tensor, k: Tensor) -> bool:
@@ -102,11 +68,11 @@ def _has_small_scores(q: Tensor, k: Tensor) -> bool:
     return float(norms[0] * norms[1]) * q.shape[-1] ** -0.5 < _MAX_PLAIN_SCORE
 
 
-def _new_strips(num_vectors: int, width: int, like: Tensor) -> Tensor:
-    """Return undefined vectors, and one more, which is 0: that of padding."""
-    strips = like.new_empty(num_vectors + 1, width, dtype=_compute_dtype(like))
-    strips[-1] = 0
-    return strips
+def _new_results(num_vectors: int, width: int, like: Tensor) -> Tensor:
+    """Return uninitialized vectors and one more, which is 0: that of positions in no segment."""
+    results = like.new_empty(num_vectors + 1, width, dtype=_compute_dtype(like))
+    results[-1] = 0
+    return results
 
 
 def _matrices(vectors: Tensor, first: int, num_matrices: int, rows: int) -> Tensor:
@@ -114,35 +80,50 @@ def _matrices(vectors: Tensor, first: int, num_matrices: int, rows: int) -> Tens
     return vectors.narrow(0, first, num_matrices * rows).view(num_matrices, rows, -1)
 
 
+def _gather(vectors: Tensor, numbers: Tensor, matrices: Tensor) -> Tensor:
+    """Copy vectors[..., d] at int32 numbers[M * rows] to matrices[M, rows, d]; return these."""
+    flat, out = vectors.reshape(-1, vectors.shape[-1]), matrices.view(-1, matrices.shape[-1])
+    # The dtypes have to be the same.
+    if flat.dtype == out.dtype:
+        torch.index_select(flat, 0, numbers, out=out)
+    else:
+        out.copy_(flat.index_select(0, numbers))
+    return matrices
+
+
 def _attend(
     packing: Packing, q: Tensor, k: Tensor, v: Tensor, is_small: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the result in strips, [rows + 1, d], and `log_sums`[rows, 1].
+    """Return the result[B, T, H, d], and the logarithms[B, T, H, 1] of the sums of exp(score).
 
-    Both are in fp32 or fp64. q[rows, d], k and v[keys, d] are those of all parts.
+    The sums are over all keys of a query, and in fp32 or fp64. `is_small` is `_has_small_scores`.
     """
-    dtype = _compute_dtype(q)
-    out = _new_strips(len(q), q.shape[1], q)
-    sums, maxima = (_new_strips(len(q), 1, q) for _ in range(2))
+    dtype, dim = _compute_dtype(q), q.shape[-1]
+    num_rows = len(packing.queries)
+    # In strips.
+    out, sums = _new_results(num_rows, dim, q), _new_results(num_rows, 1, q)
+    maxima = None if is_small else _new_results(num_rows, 1, q)
     for part in packing.parts:
-        shape, layout = part.shape, _workspace.layout(part.shape, q.shape[1], dtype)
-        part_q = _matrices(q, part.first_row, shape.matrices, shape.rows).to(dtype)
+        shape, layout = part.shape, _workspace.layout(part.shape, dim, dtype)
+        part_q = _gather(q, packing.queries[part.rows], layout.q)
         part_k, part_v = (
-            _matrices(x, part.first_key, shape.matrices, shape.keys).to(dtype) for x in (k, v)
+            _gather(x, packing.keys[part.keys], matrices)
+            for x, matrices in ((k, layout.k), (v, layout.v))
         )
         for strip in layout.query_strips:
-            place = part.first_row + shape.matrices * strip.start, shape.matrices, strip.rows
+            place = part.rows.start + shape.matrices * strip.start, shape.matrices, strip.rows
             strip.attend(
                 part_q.narrow(1, strip.start, strip.rows),
                 part_k.narrow(1, 0, strip.keys),
                 part_v.narrow(1, 0, strip.keys),
                 _matrices(out, *place),
                 _matrices(sums, *place),
-                None if is_small else _matrices(maxima, *place),
+                None if maxima is None else _matrices(maxima, *place),
             )
     out[:-1].div_(sums[:-1])
-    log_sums = sums.log_() if is_small else sums.log_().add_(maxima)
-    return out, _select(log_sums, packing.rows_in_strips)
+    log_sums = sums.log_() if maxima is None else sums.log_().add_(maxima)
+    out, log_sums = (_select(x, packing.query_rows_in_strips) for x in (out, log_sums))
+    return out.view(q.shape).to(q.dtype), log_sums.view(*q.shape[:-1], 1)
 
 
 def _differentiate(
@@ -150,40 +131,40 @@ def _differentiate(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    d_out: Tensor,
-    delta: Tensor,
+    out: Tensor,
     log_sums: Tensor,
+    d_out: Tensor,
     is_small: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q[rows + 1, d], and those of k and v[keys + 1, d] in strips.
-
-    d_out[rows, d], delta[rows, 1], which is the sum over keys of probabilities times their
-    gradients, and `log_sums` belong to queries. All results are in fp32 or fp64.
-    """
-    dtype = _compute_dtype(q)
-    d_q, d_k, d_v = (_new_strips(len(x), x.shape[1], x) for x in (q, k, v))
-    # Exponentials are divided by their sums here, where there are fewer numbers.
+    """Return the gradients of q, k and v, from the results of `_attend` and the gradient of one."""
+    dtype, dim = log_sums.dtype, q.shape[-1]
+    # The sum over keys of probabilities times their gradients. A product with ones is the fastest
+    # sum over a short dimension.
+    delta = (out.to(dtype) * d_out.to(dtype)) @ log_sums.new_ones(dim, 1)
+    # Exponentials are divided by their sums here, where there are fewer numbers. Those of filler
+    # will be 0, so that it adds nothing to the gradients of keys.
     factors = log_sums.neg().exp_() if is_small else torch.ones_like(log_sums)
-    # What fills a segment up adds nothing to the gradients of its keys.
-    factors.masked_fill_(packing.is_filling, 0)
+    d_q = _new_results(len(packing.queries), dim, q)
+    # In strips.
+    d_k, d_v = (_new_results(len(packing.keys), dim, x) for x in (k, v))
     for part in packing.parts:
-        shape, layout = part.shape, _workspace.layout(part.shape, q.shape[1], dtype)
-        rows = part.first_row, shape.matrices, shape.rows
-        part_q = _matrices(q, *rows).to(dtype)
-        part_k, part_v = (
-            _matrices(x, part.first_key, shape.matrices, shape.keys).to(dtype) for x in (k, v)
-        )
+        shape, layout = part.shape, _workspace.layout(part.shape, dim, dtype)
+        numbers, key_numbers = packing.queries[part.rows], packing.keys[part.keys]
+        part_q = _gather(q, numbers, layout.q)
+        part_k = _gather(k, key_numbers, layout.k)
+        part_factors = _select(factors, numbers).masked_fill_(packing.is_filler[part.rows], 0)
         layout.load(
-            part_v,
-            _matrices(d_out, *rows).to(dtype),
-            _matrices(delta, *rows),
-            _matrices(factors, *rows),
+            _gather(v, key_numbers, layout.v),
+            _gather(d_out, numbers, layout.d_out),
+            _select(delta, numbers).view_as(layout.delta),
+            part_factors.view_as(layout.delta),
         )
-        part_log_sums = None if is_small else _matrices(log_sums, *rows).mT
+        rows = part.rows.start, shape.matrices, shape.rows
+        part_log_sums = None if is_small else _select(log_sums, numbers).view_as(layout.delta).mT
         part_d_q = _matrices(d_q, *rows)
         for strip in layout.key_strips:
             seeing = strip.first_row, shape.rows - strip.first_row
-            place = part.first_key + shape.matrices * strip.start, shape.matrices, strip.keys
+            place = part.keys.start + shape.matrices * strip.start, shape.matrices, strip.keys
             strip.differentiate(
                 part_q.narrow(1, *seeing),
                 part_k.narrow(1, strip.start, strip.keys),
@@ -192,7 +173,20 @@ def _differentiate(
                 _matrices(d_k, *place),
                 _matrices(d_v, *place),
             )
-    return d_q, d_k, d_v
+    return (
+        _select(d_q, packing.query_rows).view(q.shape).to(q.dtype),
+        _key_gradients(d_k, packing, k),
+        _key_gradients(d_v, packing, v),
+    )
+
+
+def _key_gradients(strips: Tensor, packing: Packing, like: Tensor) -> Tensor:
+    """Return gradients like[B, T, K, d] of keys or values from those in strips."""
+    gradients = _select(strips, packing.keys_in_strips).view(like.shape)
+    for prefix in packing.prefixes:
+        place = gradients[prefix.row, prefix.positions, prefix.heads]
+        place.add_(_select(strips, prefix.in_strips).view(place.shape))
+    return gradients.to(like.dtype)
 
 
 class _QueryStrip(NamedTuple):
@@ -282,13 +276,18 @@ class _Layout:
         matrices = shape.matrices
         num_scores = matrices * shape.group * min(STRIP, shape.keys) * shape.keys
         self._scores, self._d_scores = self._take(num_scores), self._take(num_scores)
+        self.q = self._take(matrices, shape.rows, dim)
+        self.k, self.v = (self._take(matrices, shape.keys, dim) for _ in range(2))
         self._product = self._take(matrices * shape.rows * dim)
+        # Before there is a product, its memory holds gradients of results.
+        self.d_out = self._product.view(matrices, shape.rows, dim)
         # With a column more, the product of the two is that of gradients and values, minus delta.
         # Vectors begin at multiples of 64 bytes.
         width = -(-(dim + 1) // 16) * 16
         self._d_out_delta = self._take(matrices, shape.rows, width)[..., : dim + 1]
+        self.delta = self._d_out_delta[..., dim:]
         self._v_minus_1 = self._take(matrices, shape.keys, width)[..., : dim + 1]
-        self._is_seen = torch.ones(STRIP, STRIP, dtype=storage.dtype, device=storage.device).triu_()
+        self._is_seen = torch.ones(STRIP, STRIP, dtype=storage.dtype).triu_()
         self._shape, self._dim = shape, dim
         self.query_strips = [self._query_strip(*bounds) for bounds in shape.query_strips]
         self.key_strips = [self._key_strip(*bounds) for bounds in shape.key_strips]
@@ -301,7 +300,7 @@ class _Layout:
         self._v_minus_1[..., :-1] = v
         self._v_minus_1[..., -1:] = -1
         torch.mul(d_out, factors, out=self._d_out_delta[..., :-1])
-        torch.mul(delta, factors, out=self._d_out_delta[..., -1:])
+        torch.mul(delta, factors, out=self.delta)
 
     def _take(self, *shape: int) -> Tensor:
         """Return the next part of the storage, aligned to 64 bytes."""

@@ -1,12 +1,12 @@
-"""Where strips of attention find the segments of a batch: copied one after another, by heads.
+"""Indices that gather the segments of a batch into matrices of one shape, and scatter results back.
 
-Segments of one length are computed together. Their heads are copied to where they are matrices of
-one shape, and results are copied back, each by one `index_select` of vectors of head_dim for all
-segments, heads and positions. The indices are the same in all layers of a model.
+Segments of one length are computed together, in one batched product for all their heads. One
+`index_select` of vectors of head_dim gathers the queries of all segments, heads and positions,
+another the keys, and so on. The indices are the same in all layers of a model.
 
 Shapes: B rows, T positions, H query heads, K key-value heads, d head_dim; G = H / K query heads of
 a key-value head, whose queries are rows of one matrix. A part is M matrices, one for each of its
-segments and key-value heads, with N rows of queries and S of keys, those of the prefix first.
+segments and key-value heads, with N rows of queries and S keys, those of the prefix first.
 """
 
 from collections import defaultdict
@@ -64,12 +64,12 @@ class Part(NamedTuple):
     """Segments of one length, and some of their heads, that are computed together."""
 
     shape: PartShape
-    first_row: int  # of M * N, among those of all parts
-    first_key: int  # of M * S
+    rows: slice  # M * N of the rows of all parts
+    keys: slice  # M * S
 
 
 class PrefixKeys(NamedTuple):
-    """The keys of a prefix, as one segment sees them; it adds to their gradients."""
+    """The keys of a prefix in front of one segment, whose gradients are added to the prefix's."""
 
     row: int
     positions: slice
@@ -78,27 +78,27 @@ class PrefixKeys(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """The parts of a batch, and which vector is copied where.
+    """The parts of a batch, and the indices that gather into them and scatter back.
 
-    Vectors are numbered as in contiguous tensors[B, T, heads, d]. Rows and keys are numbered as in
-    the matrices[M, N or S, d] of all parts, one part after another; or "in strips": the matrices
-    [M, n, d] of one strip after another. A segment is filled up with copies of its last vector,
-    from which nothing is copied back. For padding the number is one more than the highest.
+    Vectors are numbered as in contiguous tensors[B, T, heads, d]. Rows of queries, and keys, are
+    numbered in one of two orders: that of the matrices[M, N or S, d], one part after another; or
+    "in strips", that of the matrices[M, n, d] of one strip after another, which is how batched
+    products write results. A segment that is shorter than its part is filled up with copies of its
+    last vector, which are never read back. Positions in no segment read the vector after the last.
     """
 
     parts: Sequence[Part]
-    queries: Tensor  # int32[rows]: the vector of each row
-    keys: Tensor  # int32[keys]
-    is_filling: Tensor  # bool[rows, 1]
-    rows_in_strips: Tensor  # int32[rows]: the number in strips of each row
+    queries: Tensor  # int32[rows]: the vector that each row is a copy of
+    keys: Tensor  # int32[keys]: the same of keys
+    is_filler: Tensor  # bool[rows, 1]: the copies that fill segments up
     query_rows: Tensor  # int32[B * T * H]: the row of each vector
-    query_rows_in_strips: Tensor  # int32[B * T * H]
-    keys_in_strips: Tensor  # int32[B * T * K]
+    query_rows_in_strips: Tensor  # int32[B * T * H]: its number in strips
+    keys_in_strips: Tensor  # int32[B * T * K]: the same of keys
     prefixes: Sequence[PrefixKeys]
 
 
 def pack(segments: Segments, num_heads: int, num_kv_heads: int) -> Packing:
-    """Return the packing of H and K heads, made once for a batch."""
+    """Return the packing for H query and K key-value heads, which is made once for a batch."""
     key = num_heads, num_kv_heads, torch.get_num_threads()
     if key not in segments.packings:
         segments.packings[key] = _Packer(segments, num_heads, num_kv_heads).pack()
@@ -107,7 +107,7 @@ def pack(segments: Segments, num_heads: int, num_kv_heads: int) -> Packing:
 
 
 class _Packer:
-    """Numbers vectors, part by part."""
+    """Builds a `Packing`, part by part."""
 
     def __init__(self, segments: Segments, num_heads: int, num_kv_heads: int) -> None:
         self._segments = segments
@@ -115,7 +115,7 @@ class _Packer:
         self._parts: list[Part] = []
         self._prefixes: list[PrefixKeys] = []
         self._num_rows = self._num_keys = 0
-        # Of each part in turn: fields of `Packing`, and which rows and keys are no filling.
+        # Fields of `Packing`, and which rows and keys are not filler, of one part after another.
         names = "queries", "keys", "is_row", "is_key", "rows_in_strips", "keys_in_strips"
         self._pieces = {name: [torch.zeros(0, dtype=torch.int64)] for name in names}
 
@@ -134,15 +134,13 @@ class _Packer:
         num_vectors = num_kv_vectors * self._group
         is_row, is_key = pieces["is_row"].bool(), pieces["is_key"].bool()
         queries, keys = pieces["queries"], pieces["keys"]
-        rows_in_strips = pieces["rows_in_strips"]
         return Packing(
             parts=self._parts,
             queries=queries.int(),
             keys=keys.int(),
-            is_filling=~is_row.unsqueeze(1),
-            rows_in_strips=rows_in_strips.int(),
+            is_filler=~is_row.unsqueeze(1),
             query_rows=_inverse(queries, torch.arange(self._num_rows), is_row, num_vectors),
-            query_rows_in_strips=_inverse(queries, rows_in_strips, is_row, num_vectors),
+            query_rows_in_strips=_inverse(queries, pieces["rows_in_strips"], is_row, num_vectors),
             keys_in_strips=_inverse(keys, pieces["keys_in_strips"], is_key, num_kv_vectors),
             prefixes=self._prefixes,
         )
@@ -174,7 +172,6 @@ class _Packer:
     ) -> None:
         group = self._group
         shape = PartShape(len(segments) * len(heads), group, length, prefix)
-        self._parts.append(Part(shape, self._num_rows, self._num_keys))
         # [segments, 1, 1, 1], [heads, 1, 1], [positions, 1] and [G]
         lengths = torch.tensor([item.length for item in segments]).view(-1, 1, 1, 1)
         starts, prefixes = (
@@ -214,14 +211,19 @@ class _Packer:
                 )
                 for segment, numbers in zip(segments, by_segment, strict=True)
             ]
+        first_row, first_key = self._num_rows, self._num_keys
         self._num_rows += queries.numel()
         self._num_keys += keys.numel()
+        self._parts.append(
+            Part(shape, slice(first_row, self._num_rows), slice(first_key, self._num_keys))
+        )
 
 
 def _inverse(vectors: Tensor, numbers: Tensor, is_real: Tensor, num_vectors: int) -> Tensor:
-    """Return the number of each vector, int32[num_vectors]; for padding one more than any number.
+    """Return the number of the copy of each vector, int32[num_vectors].
 
-    numbers[i] is that of the copy of vectors[i], which is real or fills up a segment.
+    numbers[i] is that of the copy of vectors[i], unless it is filler; a vector that has no copy
+    gets the number after the highest.
     """
     result = torch.full((num_vectors,), len(numbers))
     result[vectors[is_real]] = numbers[is_real]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from model.attention.attend import MIN_STRIPS_HEAD_DIM, MIN_STRIPS_LENGTH
-from model.attention.packing import LENGTH_STEP, MAX_SCORES, STRIP
+from model.attention.packing import MAX_SCORES, STRIP
 from model.bf16_loss import CHUNK_SIZE, can_fuse
 from model.config import LlamaConfig
 from model.lora_options import LoraOptions, Quantization
@@ -475,24 +475,14 @@ def _computes_strips(workload: Workload) -> bool:
 def _strip_bytes(workload: Workload) -> int:
     """Return the buffers of attention in strips (`model.attention`), for segments as long as rows.
 
-    They have scores and their gradients, and values, gradients of results, and products of some
-    heads.
+    They have scores and their gradients, and queries, keys, values and the like of some heads.
     """
     config, length = workload.config, workload.length
     strip = min(STRIP, length) * length
     max_scores = MAX_SCORES * torch.get_num_threads()
     heads = min(workload.micro_rows * config.num_attention_heads, max_scores // strip)
     heads = max(heads, config.num_attention_heads // config.num_key_value_heads)
-    return 4 * heads * (2 * strip + 4 * length * config.head_dim)
-
-
-def _filled_tokens(workload: Workload) -> float:
-    """Return the tokens of which attention keeps queries, keys and values."""
-    if not _computes_strips(workload):
-        return workload.tokens
-    if workload.is_packed:
-        return workload.tokens * FILLED_SHARE
-    return workload.micro_rows * math.ceil(workload.length / LENGTH_STEP) * LENGTH_STEP
+    return 4 * heads * (2 * strip + 7 * length * config.head_dim)
 
 
 def _waiting_gradients(workload: Workload) -> list[Tensors]:
@@ -518,13 +508,12 @@ def _attention_saved(workload: Workload) -> dict[str, float]:
     query = n * config.num_attention_heads * config.head_dim
     key = n * config.num_key_value_heads * config.head_dim
     names = ("q_proj", "k_proj", "v_proj")
-    filled = _filled_tokens(workload)
     inputs = _saved_inputs(workload, names, n * config.hidden_size)
     return {
         "norm of attention": _saved_by_norm(workload, n),
         "inputs of q, k, v": inputs,
-        "q, k, v": (query + 2 * key) * e * filled / n,
-        "attention": query * e + filled * config.num_attention_heads * 4,
+        "q, k, v": (query + 2 * key) * e,
+        "attention": query * e + n * config.num_attention_heads * 4,
         "input of o": _saved_inputs(workload, ("o_proj",), query, is_kept=True),
         **_saved_by_weights(workload, (*names, "o_proj"), n, "attention"),
     }
@@ -624,8 +613,7 @@ def kept_tensors(workload: Workload) -> list[float]:
     kept: list[float] = [n * config.hidden_size * workload.stream_bytes]
     if workload.checkpointing == "attention":
         heads = n * config.num_attention_heads
-        sums = _filled_tokens(workload) * config.num_attention_heads
-        kept += [heads * config.head_dim * workload.compute_bytes, sums * 4]
+        kept += [heads * config.head_dim * workload.compute_bytes, heads * 4]
     return kept
 
 
@@ -825,11 +813,9 @@ def _attention_gradients(workload: Workload) -> list[Tensors]:
         Tensors(part, key * e, 2),
     ]
     if _computes_strips(workload):
-        # Strips write gradients in fp32, and read that of the output, one segment after another.
-        filled = _filled_tokens(workload) / n
-        terms.append(Tensors(part, query * filled * 4, 2))
-        if e < 4:
-            terms.append(Tensors(part, key * filled * 4, 2))
+        # Strips write gradients of segments that are filled up, in fp32.
+        terms.append(Tensors(part, query * FILLED_SHARE * 4))
+        terms.append(Tensors(part, key * FILLED_SHARE * 4, 2))
     if workload.device == "cuda":
         # The kernels add up the gradient of q in fp32, and those of k and v for every query head.
         terms.append(Tensors(part, query * 4))

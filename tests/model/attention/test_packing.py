@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model.attention.packing import Packing, pack
+from model.attention.packing import pack
 from model.attention.segments import Segments, whole_rows
 from tests.model.attention.test_blocks import AS_MANY_KEYS, PACKED, SHARED
 
@@ -24,22 +24,11 @@ def test_every_vector_is_copied_there_and_back(segments: Segments) -> None:
     is_used = torch.zeros(segments.num_rows, segments.length, dtype=torch.bool)
     for item in segments.items:
         is_used[item.row, item.start : item.stop] = True
-    for numbers, back, heads in (
-        (packing.queries, packing.query_rows, 6),
-        (packing.queries[_in_strips(packing)], packing.query_rows_in_strips, 6),
-    ):
-        vectors = torch.arange(is_used.numel() * heads)
-        # As padding, there is one vector more.
-        copies = torch.cat([vectors[numbers], torch.tensor([-1])])
-        expected = vectors.where(is_used.flatten().repeat_interleave(heads), -1)
-        assert copies[back].equal(expected)
-
-
-def _in_strips(packing: Packing) -> torch.Tensor:
-    """Return the row of each number in strips."""
-    rows = torch.empty(len(packing.queries), dtype=torch.int64)
-    rows[packing.rows_in_strips.long()] = torch.arange(len(rows))
-    return rows
+    vectors = torch.arange(is_used.numel() * 6)
+    expected = vectors.where(is_used.flatten().repeat_interleave(6), -1)
+    # One vector more is that of positions in no segment.
+    copies = torch.cat([vectors[packing.queries], torch.tensor([-1])])
+    assert copies[packing.query_rows].equal(expected)
 
 
 def test_strips_cover_all_rows_and_keys() -> None:

@@ -39,7 +39,6 @@ SHAPE: dict[str, Any] = {
 }
 CONFIG = LlamaConfig(vocab_size=96, **SHAPE)
 WORKLOAD = Workload(CONFIG, length=16, micro_rows=3)
-LONG: dict[str, Any] = {"length": 256, "config": replace(CONFIG, max_position_embeddings=256)}
 QLORA: dict[str, Any] = {"quantization": "nf4", "lora": LoraOptions(rank=4, targets=SEVEN)}
 QLORA_33B = Workload(
     LlamaConfig(
@@ -87,14 +86,8 @@ def run_loss(model: Llama, workload: Workload) -> Tensor:
     segments = None
     if workload.is_packed:
         rows, length = workload.micro_rows, workload.length
-        # In a row of 256, attention fills them up to 128 and 160 positions, the share in the plan;
-        # other rows are one example, as long as buffers are planned for.
-        middle = 127 if length == 256 else length
-        items = [
-            Segment(row, start, stop)
-            for row in range(rows)
-            for start, stop in ((0, middle), (middle, length))
-        ]
+        halves = ((0, length // 2), (length // 2, length))
+        items = [Segment(row, start, stop) for row in range(rows) for start, stop in halves]
         segments = Segments(tuple(items), rows, length)
     with autocast(torch.device("cpu"), workload.precision):
         return model(ids, ids, mask=segments, loss_path=workload.loss_path)
@@ -153,9 +146,9 @@ def planned_peak_of_a_pass(workload: Workload) -> int:
     [
         {},
         {"config": replace(CONFIG, num_key_value_heads=2)},
-        {"is_packed": True, **LONG},
+        {"is_packed": True},
         {"precision": "bf16"},
-        {"precision": "bf16", "is_packed": True, **LONG},
+        {"precision": "bf16", "is_packed": True},
         {"lora": LoraOptions(rank=4)},
         {"lora": LoraOptions(rank=4, targets=SEVEN)},
         {"lora": LoraOptions(rank=4), "precision": "bf16"},

@@ -52,7 +52,7 @@ class PartShape(NamedTuple):
 
     @property
     def key_strips(self) -> list[tuple[int, int]]:
-        """Return the bounds of each strip of keys, none of which is in a prefix and after it."""
+        """Return the bounds of each strip of keys, none of which crosses the end of the prefix."""
         return [
             (start, min(start + STRIP, stop))
             for first, stop in ((0, self.prefix), (self.prefix, self.keys))

@@ -59,8 +59,8 @@ class Segments:
     num_rows: int
     length: int  # of a row
     offsets: Offsets | None = None  # on a GPU that has kernels for them
-    # What `model.attention.packing` makes of them.
-    packings: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    # The cache of `model.attention.packing.pack`, by heads and threads.
+    packings: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     _masks: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def mask_on(self, device: torch.device) -> Tensor:

@@ -73,7 +73,7 @@ MIN_RATIO_OF_WASTED_COPIES = 3
 HEAP_VARIATION = 0.03
 # The longest prompt of a sample of text.
 SAMPLE_TOKENS = 256
-# Attention in strips fills examples up; of about 128 tokens, as here assumed, they grow by this.
+# Attention in strips pads examples to multiples of 32 tokens: about an eighth more at 128 tokens.
 FILLED_SHARE = 9 / 8
 EVALUATION_PHASES = ("scoring", "generation", "sampling")
 
@@ -813,7 +813,7 @@ def _attention_gradients(workload: Workload) -> list[Tensors]:
         Tensors(part, key * e, 2),
     ]
     if _computes_strips(workload):
-        # Strips write gradients of segments that are filled up, in fp32.
+        # Gradients in the order of strips, padded and in fp32, before they are put in place.
         terms.append(Tensors(part, query * FILLED_SHARE * 4))
         terms.append(Tensors(part, key * FILLED_SHARE * 4, 2))
     if workload.device == "cuda":

@@ -141,6 +141,26 @@ def test_bf16_is_as_exact_as_its_inputs() -> None:
     assert max(errors(values, expected)) < 2**-7
 
 
+def test_gradients_are_exact_inside_autocast() -> None:
+    """Prevents sums in bf16 where the backward pass, too, runs inside of autocast."""
+    inputs = random_inputs(PACKED)
+    expected = ours(inputs, PACKED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = ours(inputs, PACKED)
+    for value, right in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, right)
+
+
+def test_keys_and_values_of_another_dtype_get_gradients_in_it() -> None:
+    """Prevents an error, or gradients that are rounded to the dtype of another tensor."""
+    q, k, v, d_out = random_inputs(PACKED)
+    expected = ours([q, k.bfloat16().float(), v, d_out], PACKED)
+    values = ours([q, k.bfloat16(), v, d_out], PACKED)
+    assert [value.dtype for value in values[1:]] == [q.dtype, torch.bfloat16, v.dtype]
+    torch.testing.assert_close(values[3], expected[3])
+    ours([q.double(), k, v, d_out.double()], PACKED)
+
+
 def test_packed_segments_are_those_alone() -> None:
     """Prevents any influence between the segments of a row, or of what fills up a segment."""
     inputs = random_inputs(PACKED, scale=2.0)
@@ -183,7 +203,8 @@ def test_heads_are_divided_if_their_scores_are_many(
     inputs = random_inputs(segments, 10, 5)
     expected = ours(inputs, segments)
     monkeypatch.setattr("model.attention.packing.MAX_SCORES", 3 * 32 * 2 * 102)
-    divided = dataclasses.replace(segments, packings={})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    divided = dataclasses.replace(segments)  # without what was cached
     for value, right in zip(ours(inputs, divided), expected, strict=True):
         torch.testing.assert_close(value, right)
     matrices = {part.shape.matrices for part in pack(divided, 10, 5).parts}

@@ -96,6 +96,7 @@ def compare_waiting(options: BesideOptions) -> None:
         print(measure_task(options.only_task, options.seconds))
         return
     results: list[dict[str, Any]] = []
+    header = f"{'busy processes':16}{'task':12}" + "".join(f"{way:>12}" for way in WAYS)
     for others in options.others:
         for task in TASKS:
             arguments = [
@@ -117,12 +118,12 @@ def compare_waiting(options: BesideOptions) -> None:
             medians = {
                 way: statistics.median(speeds[index :: len(WAYS)]) for index, way in enumerate(WAYS)
             }
+            # At once, so that what was measured is not lost if the command is stopped.
+            if not results:
+                print(header)
             results.append({"others": others, "task": task, "tokens_per_second": medians})
-    print(f"{'busy processes':16}{'task':12}" + "".join(f"{way:>12}" for way in WAYS))
-    for result in results:
-        medians = result["tokens_per_second"]
-        speeds_text = "".join(f"{medians[way]:12,.0f}" for way in WAYS)
-        print(f"{result['others']:<16}{result['task']:12}{speeds_text}")
+            speeds_text = "".join(f"{medians[way]:12,.0f}" for way in WAYS)
+            print(f"{others:<16}{task:12}{speeds_text}", flush=True)
     if options.json_file:
         write_json(
             options.json_file,

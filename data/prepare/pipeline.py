@@ -157,9 +157,12 @@ def prepare_groups(
 def _check_splits(groups: Sequence[SourceGroup]) -> None:
     """Raise UserError if a file is in both splits: train would have nothing but duplicates."""
     for group in groups:
+        train_files = {path.resolve() for path in group.train_files()} if group.dev else set()
         for path in group.dev_files():
-            if path in group.train_files():
-                raise UserError(f"--dev {path}: it is also an --input, all of it duplicates")
+            if path.resolve() in train_files:
+                raise UserError(
+                    f"--dev {path}: it is also an --input, so no record of it is left to train on"
+                )
 
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:

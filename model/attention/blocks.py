@@ -57,9 +57,9 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _select(vectors: Tensor, numbers: Tensor) -> Tensor:
-    """Return vectors[..., d] at int32 numbers[n], counted in contiguous order -> [n, d]."""
-    return vectors.reshape(-1, vectors.shape[-1]).index_select(0, numbers)
+def _select(vectors: Tensor, indices: Tensor) -> Tensor:
+    """Return vectors[..., d] at int32 indices[n], counted in contiguous order -> [n, d]."""
+    return vectors.reshape(-1, vectors.shape[-1]).index_select(0, indices)
 
 
 def _has_small_scores(q: Tensor, k: Tensor) -> bool:
@@ -80,29 +80,30 @@ def _matrices(vectors: Tensor, first: int, num_matrices: int, rows: int) -> Tens
     return vectors.narrow(0, first, num_matrices * rows).view(num_matrices, rows, -1)
 
 
-def _gather(vectors: Tensor, numbers: Tensor, matrices: Tensor) -> Tensor:
-    """Copy vectors[..., d] at int32 numbers[M * rows] to matrices[M, rows, d]; return these."""
+def _gather(vectors: Tensor, indices: Tensor, matrices: Tensor) -> Tensor:
+    """Copy vectors[..., d] at int32 indices[M * rows] to matrices[M, rows, d]; return these."""
     flat, out = vectors.reshape(-1, vectors.shape[-1]), matrices.view(-1, matrices.shape[-1])
     # The dtypes have to be the same.
     if flat.dtype == out.dtype:
-        torch.index_select(flat, 0, numbers, out=out)
+        torch.index_select(flat, 0, indices, out=out)
     else:
-        out.copy_(flat.index_select(0, numbers))
+        out.copy_(flat.index_select(0, indices))
     return matrices
 
 
 def _attend(
-    packing: Packing, q: Tensor, k: Tensor, v: Tensor, is_small: bool
+    packing: Packing, q: Tensor, k: Tensor, v: Tensor, has_small_scores: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the result[B, T, H, d], and the logarithms[B, T, H, 1] of the sums of exp(score).
 
-    The sums are over all keys of a query, and in fp32 or fp64. `is_small` is `_has_small_scores`.
+    The sums are over all keys of a query, and in fp32 or fp64. `has_small_scores` is what
+    `_has_small_scores` returned.
     """
     dtype, dim = _compute_dtype(q), q.shape[-1]
     num_rows = len(packing.queries)
     # In strips.
     out, sums = _new_results(num_rows, dim, q), _new_results(num_rows, 1, q)
-    maxima = None if is_small else _new_results(num_rows, 1, q)
+    maxima = None if has_small_scores else _new_results(num_rows, 1, q)
     for part in packing.parts:
         shape, layout = part.shape, _workspace.layout(part.shape, dim, dtype)
         part_q = _gather(q, packing.queries[part.rows], layout.q)
@@ -134,32 +135,34 @@ def _differentiate(
     out: Tensor,
     log_sums: Tensor,
     d_out: Tensor,
-    is_small: bool,
+    has_small_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v, from the results of `_attend` and the gradient of one."""
+    """Return the gradients of q, k and v, from the results of `_attend` and d_out[B, T, H, d]."""
     dtype, dim = log_sums.dtype, q.shape[-1]
     # The sum over keys of probabilities times their gradients.
     delta = (out.to(dtype) * d_out.to(dtype)).sum(-1, keepdim=True)
     # Exponentials are divided by their sums here, where there are fewer numbers. Those of filler
     # will be 0, so that it adds nothing to the gradients of keys.
-    factors = log_sums.neg().exp_() if is_small else torch.ones_like(log_sums)
+    factors = log_sums.neg().exp_() if has_small_scores else torch.ones_like(log_sums)
     d_q = _new_results(len(packing.queries), dim, q)
     # In strips.
     d_k, d_v = (_new_results(len(packing.keys), dim, q) for _ in range(2))
     for part in packing.parts:
         shape, layout = part.shape, _workspace.layout(part.shape, dim, dtype)
-        numbers, key_numbers = packing.queries[part.rows], packing.keys[part.keys]
-        part_q = _gather(q, numbers, layout.q)
-        part_k = _gather(k, key_numbers, layout.k)
-        part_factors = _select(factors, numbers).masked_fill_(packing.is_filler[part.rows], 0)
+        indices, key_indices = packing.queries[part.rows], packing.keys[part.keys]
+        part_q = _gather(q, indices, layout.q)
+        part_k = _gather(k, key_indices, layout.k)
+        part_factors = _select(factors, indices).masked_fill_(packing.is_filler[part.rows], 0)
         layout.load(
-            _gather(v, key_numbers, layout.v),
-            _gather(d_out, numbers, layout.d_out),
-            _select(delta, numbers).view_as(layout.delta),
+            _gather(v, key_indices, layout.v),
+            _gather(d_out, indices, layout.d_out),
+            _select(delta, indices).view_as(layout.delta),
             part_factors.view_as(layout.delta),
         )
         rows = part.rows.start, shape.matrices, shape.rows
-        part_log_sums = None if is_small else _select(log_sums, numbers).view_as(layout.delta).mT
+        part_log_sums = (
+            None if has_small_scores else _select(log_sums, indices).view_as(layout.delta).mT
+        )
         part_d_q = _matrices(d_q, *rows)
         for strip in layout.key_strips:
             seeing = strip.first_row, shape.rows - strip.first_row

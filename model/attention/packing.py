@@ -80,8 +80,8 @@ class PrefixKeys(NamedTuple):
 class Packing(NamedTuple):
     """The parts of a batch, and the indices that gather into them and scatter back.
 
-    Vectors are numbered as in contiguous tensors[B, T, heads, d]. Rows of queries, and keys, are
-    numbered in one of two orders: that of the matrices[M, N or S, d], one part after another; or
+    Vectors are indexed as in contiguous tensors[B, T, heads, d]. Rows of queries, and keys, are
+    indexed in one of two orders: that of the matrices[M, N or S, d], one part after another; or
     "in strips", that of the matrices[M, n, d] of one strip after another, which is how batched
     products write results. A segment that is shorter than its part is filled up with copies of its
     last vector, which are never read back. Positions in no segment read the vector after the last.
@@ -120,7 +120,7 @@ class _Packer:
         self._pieces = {name: [torch.zeros(0, dtype=torch.int64)] for name in names}
 
     def pack(self) -> Packing:
-        """Return the packing."""
+        """Return the packing of all segments that have positions."""
         of_length: dict[tuple[int, int], list[Segment]] = defaultdict(list)
         for segment in self._segments.items:
             if segment.length:
@@ -170,6 +170,7 @@ class _Packer:
     def _add_part(
         self, length: int, prefix: int, segments: Sequence[Segment], heads: range
     ) -> None:
+        """Append a part of some segments, filled up to `length`, and some key-value heads."""
         group = self._group
         shape = PartShape(len(segments) * len(heads), group, length, prefix)
         # [segments, 1, 1, 1], [heads, 1, 1], [positions, 1] and [G]
@@ -189,8 +190,8 @@ class _Packer:
         keys = torch.cat([in_prefix, own], 2) * self._num_kv_heads + head
         place = torch.arange(-prefix, length).view(-1, 1)
         is_key = ((place >= 0) & (place < lengths)).expand_as(keys)
-        rows_in_strips = self._num_rows + _numbers_in_strips(shape.matrices, shape.query_strips)
-        keys_in_strips = self._num_keys + _numbers_in_strips(shape.matrices, shape.key_strips)
+        rows_in_strips = self._num_rows + _indices_in_strips(shape.matrices, shape.query_strips)
+        keys_in_strips = self._num_keys + _indices_in_strips(shape.matrices, shape.key_strips)
         for name, piece in (
             ("queries", queries),
             ("keys", keys),
@@ -207,9 +208,9 @@ class _Packer:
                     segment.row,
                     slice(segment.prefix_start, segment.prefix_stop),
                     slice(heads.start, heads.stop),
-                    numbers.t().flatten().int(),
+                    indices.t().flatten().int(),
                 )
-                for segment, numbers in zip(segments, by_segment, strict=True)
+                for segment, indices in zip(segments, by_segment, strict=True)
             ]
         first_row, first_key = self._num_rows, self._num_keys
         self._num_rows += queries.numel()
@@ -219,19 +220,19 @@ class _Packer:
         )
 
 
-def _inverse(vectors: Tensor, numbers: Tensor, is_real: Tensor, num_vectors: int) -> Tensor:
-    """Return the number of the copy of each vector, int32[num_vectors].
+def _inverse(vectors: Tensor, indices: Tensor, is_real: Tensor, num_vectors: int) -> Tensor:
+    """Return the index of the copy of each vector, int32[num_vectors].
 
-    numbers[i] is that of the copy of vectors[i], unless it is filler; a vector that has no copy
-    gets the number after the highest.
+    indices[i] is the index of a copy of vectors[i]; where is_real[i] is False, the copy is filler
+    and does not count. A vector without a copy gets the index after the last.
     """
-    result = torch.full((num_vectors,), len(numbers))
-    result[vectors[is_real]] = numbers[is_real]
+    result = torch.full((num_vectors,), len(indices))
+    result[vectors[is_real]] = indices[is_real]
     return result.int()
 
 
-def _numbers_in_strips(num_matrices: int, strips: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the number in strips of each row of each matrix of a part, int64[M, rows]."""
+def _indices_in_strips(num_matrices: int, strips: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the index in strips of each row of each matrix of a part, int64[M, rows]."""
     matrix = torch.arange(num_matrices).view(-1, 1)
     return torch.cat(
         [
